@@ -1,0 +1,162 @@
+"Stage 02: intervals, overlap, length, slices; the figures that the released data must give."
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from creawrite import audit, data
+from creawrite.runs import KitError, figure_style, write_json
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def kit(tmp_path, monkeypatch):
+    "A kit folder of its own, so that no test writes into the repository's outputs."
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "settings.ini").touch()
+    (tmp_path / "data").symlink_to(REPOSITORY / "data")
+    monkeypatch.setenv("CREAWRITE_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def audited(splits):
+    "Table A1 of these splits, indexed by what was checked."
+    data.write_splits("t", splits)
+    write_json(audit.stage_dir("t", "audit") / "slices.json", audit.make_slices("t"))
+    table = audit.table_a1("t")
+    return table.set_index(["check", "split", "slice"]).sort_index()
+
+
+# Newcombe 1998 (Statistics in Medicine 17, 857-872), Table I, method 3
+@pytest.mark.parametrize("successes, n, low, high", [
+    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)])
+def test_wilson(successes, n, low, high): assert audit.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_covers():
+    rng, hits = np.random.default_rng(0), []
+    for share in (0.05, 0.3, 0.9):
+        for successes in rng.binomial(80, share, 700):
+            low, high = audit.wilson(successes, 80)
+            hits.append(low <= share <= high)
+    assert 0.90 <= np.mean(hits) <= 0.98
+
+
+def test_auc():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        labels, scores = rng.integers(0, 2, 60), rng.integers(0, 12, 60)
+        area, low, high = audit.auc(scores, labels)
+        assert area == pytest.approx(roc_auc_score(labels, scores)) and 0 <= low <= area <= high <= 1
+
+
+def test_auc_covers():
+    from scipy.stats import norm
+    rng, truth, hits = np.random.default_rng(0), norm.cdf(0.8 / 2**0.5), []
+    for _ in range(600):
+        _, low, high = audit.auc(np.r_[rng.normal(0.8, 1, 40), rng.normal(0, 1, 50)], [1] * 40 + [0] * 50)
+        hits.append(low <= truth <= high)
+    assert 0.90 <= np.mean(hits) <= 0.98
+
+
+def test_length_threshold_is_the_best_one():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        good, bad = rng.integers(5, 60, 25).tolist(), rng.integers(0, 50, 30).tolist()
+        right = lambda cut: sum(length > cut for length in good) + sum(length <= cut for length in bad)
+        assert right(audit.length_threshold(good, bad)) == max(map(right, range(-1, 70)))
+
+
+def rows(label, lengths):
+    return [data.EvaluationRow(id=f"{label}-{i}", query=f"祝福{i}", response="好" * length, label=label) for i, length in enumerate(lengths)]
+
+
+def test_length_matched_is_balanced_and_fixed():
+    rng = np.random.default_rng(0)
+    both = rows(1, rng.integers(20, 90, 200)) + rows(0, rng.integers(5, 60, 200))
+    kept = audit.length_matched(both)
+    area = audit.auc([len(row.response) for row in kept], [row.label for row in kept])[0]
+    assert sum(row.label for row in kept) * 2 == len(kept) > 50 and abs(area - 0.5) < 0.06
+    assert kept == audit.length_matched(both) and kept != audit.length_matched(both, seed=7)
+
+
+def test_overlap_counts_rows():
+    table = audit.overlap({"a": ["春", "夏", "夏"], "b": ["夏", "冬"], "c": []}).set_index(["part", "other"]).shared
+    assert table["a", "b"] == 2 and table["b", "a"] == 1 and table["a", "a"] == 2 and table["b", "b"] == 0 and table["a", "c"] == table["c", "a"] == 0
+
+
+def test_leak_free(kit):
+    pair = lambda id, query, chosen: data.PreferencePair(id=id, query=query, chosen=chosen, rejected="坏")
+    data.write_splits("t", {"sft": [data.SFTRow(id="s", query="生日", response="好")], "prompts_train": [data.Prompt(id="p", query="新年")],
+                            "pairs_test": [pair("t", "乔迁", "妙")]})
+    kept = lambda *found: [row.id for row in audit.leak_free("t", list(found))]
+    row = lambda id, query, response: data.EvaluationRow(id=id, query=query, response=response, label=1)
+    assert kept(row("a", "生日", "新"), row("b", "新年", "新"), row("c", "升职", "好"), row("d", "乔迁", "妙")) == ["d"]
+    assert kept(pair("e", "升职", "好"), pair("f", "升职", "新")) == ["f"]
+
+
+def test_sample_is_held_out_and_balanced(kit):
+    table = audited(data.splits_of("sample"))
+    leaks = [key for key in table.index if "stands in" in key[0] and key[1] != "sft"]
+    assert len(leaks) == 14 and table.loc[leaks].value.max() == 0
+    assert 0.40 <= table.value["length AUC", "evaluation", "all"] <= 0.60
+    assert table.value["length-only accuracy", "evaluation", "all"] < 0.65
+    found = audit.slices("t")
+    assert found["evaluation"]["leak_free"] == found["evaluation"]["all"] and len(found["evaluation"]["length_matched"]) > 80
+
+
+def test_figures(kit):
+    audited(data.splits_of("sample"))
+    figure_style()
+    audit.save_figure(audit.figure_a1(*map(audit.overlap, audit.parts("t"))), kit / "a1")
+    audit.save_figure(audit.figure_a2(data.load("t", "evaluation"), audit.length_rule("t")), kit / "a2")
+    audit.plt.close("all")
+    assert all((kit / f"a{n}{suffix}").stat().st_size > 5_000 for n in (1, 2) for suffix in (".svg", ".png"))
+
+
+def test_small_and_odd_data_get_a_clear_answer(kit):
+    one_label = audited({"evaluation": rows(1, [5, 9, 9])})
+    assert np.isnan(one_label.value["length AUC", "evaluation", "all"]) and "one label only" in one_label.note["length AUC", "evaluation", "all"]
+    assert one_label.loc[("labelled good", "evaluation", "length_matched"), ["n", "note"]].tolist() == [0, "no rows, no number"]
+    equal = audited({"evaluation": rows(1, [9] * 3) + rows(0, [9] * 2)})
+    assert equal.value["length AUC", "evaluation", "all"] == 0.5
+    five = audited({"pairs_train": [data.PreferencePair(id=str(i), query="祝福", chosen="愿你安好", rejected="好" * i) for i in range(1, 6)]})
+    assert five.value["chosen is longer", "pairs_train", "all"] == 0.6
+    pairs = [data.PreferencePair(id=str(i), query=f"祝福{i}", chosen="好" * 9, rejected="坏") for i in range(3)]
+    leaky = {"pairs_train": pairs, "evaluation": rows(1, [9, 8]) + rows(0, [2, 3])}
+    nothing_left = audited({**leaky, "pairs_test": leaky["pairs_train"]})
+    assert nothing_left.n["TF-IDF Bradley-Terry accuracy", "pairs_test", "leak_free"] == 0
+    assert np.isnan(nothing_left.value["TF-IDF Bradley-Terry accuracy", "pairs_test", "leak_free"])
+    with pytest.raises(KitError, match="at least 2 pairs"): audit.TfidfScorer(leaky["pairs_train"][:1])
+
+
+@pytest.mark.released
+def test_released_data_gives_the_known_figures(kit):
+    folder = next((folder for folder in (REPOSITORY / "data/released", REPOSITORY.parent / "shared/released") if (folder / "sft").is_dir()), None)
+    if not folder: pytest.skip("the released data is not here: creawrite data fetch")
+    started = time.perf_counter()
+    table = audited(data.released_splits(folder))
+    assert time.perf_counter() - started < 60
+    value = lambda check, split="evaluation", slice="all": table.value[check, split, slice]
+    counted = lambda check, split="evaluation": round(value(check, split) * table.n[check, split, "all"])
+    assert counted("response stands among pairs_train chosen", "sft") == 4000
+    assert value("length AUC") == pytest.approx(0.929, abs=5e-4)
+    assert value("length-only accuracy, in-sample") == 0.9025
+    assert "longer than 38," in table.note["length-only accuracy, in-sample", "evaluation", "all"]
+    assert value("length-only accuracy") == 0.892 and audit.length_rule("t") == 42
+    assert value("mean length, good responses") == pytest.approx(62, abs=0.5) and value("mean length, bad responses") == pytest.approx(24, abs=0.5)
+    assert value("chosen is longer", "pairs_test") == pytest.approx(0.953, abs=5e-4)
+    assert value("chosen is longer, ties left out", "pairs_test") == pytest.approx(0.980, abs=5e-4)
+    tfidf = table.loc[("TF-IDF Bradley-Terry accuracy", "pairs_test")]
+    assert tfidf.n.to_dict() == dict(all=1586, leak_free=1364, length_matched=109, leak_free_length_matched=77, equal_length=44)
+    assert tfidf.value[["all", "length_matched", "equal_length"]].round(4).tolist() == [0.9905, 0.8991, 0.8182]
+    counts = {slice: len(ids) for slice, ids in audit.slices("t")["evaluation"].items()}
+    assert counts == dict(all=2000, leak_free=943, length_matched=394, leak_free_length_matched=28)
+    shared = audit.overlap(audit.parts("t")[1]).set_index(["part", "other"]).shared
+    assert shared["evaluation good", "pairs_train chosen"] == 989
+    queries = {name: {row.query for row in data.load("t", name)} for name in ("evaluation", "pairs_train", "pairs_test")}
+    asked = queries["evaluation"]
+    assert [len(asked), len(asked & queries["pairs_train"]), len(asked & queries["pairs_test"])] == [1942, 1000, 814]

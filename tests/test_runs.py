@@ -1,0 +1,394 @@
+"""The runner: what it refuses, what it skips, how it fails, and that it picks up where it was."""
+import getpass
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ENDPOINT, REPOSITORY, make_kit
+
+from creawrite import runs
+
+SECRETS = {"DEMO_TOKEN": "hush-hush-hush", "AUTHORIZATION": "Bearer very.private"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    "A kit after `creawrite run`, with secrets in the environment; and what the command printed."
+    folder = make_kit(tmp_path_factory.mktemp("finished") / "kit")
+    environment = {name: value for name, value in os.environ.items() if name not in ENDPOINT} | SECRETS
+    environment["PATH"] = "/usr/bin:/bin"  # the virtual environment is not activated
+    done = subprocess.run([sys.executable, "-m", "creawrite.runs", "run"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+@pytest.fixture
+def done(finished, tmp_path, monkeypatch, no_endpoint) -> Path:
+    "A copy of the finished kit, in another folder."
+    shutil.copytree(finished[0], tmp_path / "copy")
+    monkeypatch.setenv("CREAWRITE_ROOT", str(tmp_path / "copy"))
+    return tmp_path / "copy"
+
+
+@pytest.fixture
+def executed(monkeypatch) -> list:
+    "The names of stages that would have been executed, without kernels."
+    names = []
+    monkeypatch.setattr(runs, "execute", lambda plan, stage, descriptor, say: names.append(stage.name))
+    return names
+
+
+def statuses(run="smoke"): return dict(zip(*[runs.status(run)[column] for column in ("stage", "status")]))
+
+
+def why(stage, run="smoke"): return runs.status(run).set_index("stage").why[stage]
+
+
+def edit(path: Path, old: str, new: str):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+# ---- what it refuses
+
+REFUSED = [
+    (["run", "--profile", "smok"], "settings.ini has no profile 'smok'; the nearest is 'smoke'"),
+    (["run", "--profile", "smoke.double"], "has no profile 'smoke.double'"),
+    (["run", "--from", "doubel"], "no stage 'doubel' in nbs; the nearest is 'double'"),
+    (["run", "--only", "x"], "no stage 'x' in nbs; there is data, double, report"),
+    (["run", "--only", "data", "--from", "data"], "--from and --only exclude each other"),
+    (["run", "-p", "data.sead=1"], "-p data.sead: stage data has no parameter 'sead'; the nearest is 'seed'"),
+    (["run", "-p", "sead=1"], "-p sead: no stage has a parameter 'sead'; the nearest is 'seed'"),
+    (["run", "-p", "dat.seed=1"], "no stage 'dat' in nbs; the nearest is 'data'"),
+    (["run", "-p", "seed"], "-p seed: write stage.key=value"),
+    (["run", "-p", "data.=1"], "write stage.key=value"),
+    (["run", "-p", "seed=one"], "-p seed: seed = 'one' is not a whole number (int)"),
+    (["run", "-p", "seed=1.5"], "seed = '1.5' is not a whole number (int)"),
+    (["run", "-p", "double.factor=much"], "factor = 'much' is not a number (float)"),
+    (["run", "-p", "strict=maybe"], "strict = 'maybe' is not true or false (bool)"),
+    (["run", "-p", "kinds=a"], """kinds = 'a' is not a JSON list such as ["a", "b"] (list[str])"""),
+    (["run", "-p", "kinds={}"], "is not a JSON list"),
+    (["run", "-p", "run=x"], "name the run with --run"),
+    (["run", "--run", "../x"], "run name '../x' must be a plain folder name"),
+    (["run", "--run", ".x"], "must be a plain folder name"),
+    (["run", "-p", "api_key=1"], "api_key looks like a secret"),
+    (["run", "-p", "hf_token=1"], "hf_token looks like a secret"),
+    (["status", "nothing"], "no run 'nothing' in outputs; there is none"),
+    (["data", "fetch", "--from", "nowhere"], "--from nowhere: no such folder"),
+]
+
+
+@pytest.mark.parametrize("arguments, sentence", REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_usage_errors_are_one_sentence_and_exit_2(kit, creawrite, arguments, sentence):
+    code, out, err = creawrite(*arguments)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and sentence in err
+    assert "Traceback" not in out + err
+    assert not list((kit / "outputs").iterdir())
+
+
+SETTINGS = [
+    ("[smoke]\nsead = 1\n", "settings.ini [smoke]: no stage has a parameter 'sead'; the nearest is 'seed'"),
+    ("[smoke]\n[smoke.double]\nseed = 1\n", "settings.ini [smoke.double]: stage double has no parameter 'seed'"),
+    ("[smoke]\n[smoke.dubble]\nfactor = 1\n", "settings.ini [smoke.dubble]: no stage 'dubble' in nbs; the nearest is 'double'"),
+    ("[smoke]\n[smoke.double]\nfactor = many\n", "settings.ini [smoke.double]: factor = 'many' is not a number (float)"),
+    ("[smoke]\nFactor = 1\n", "no stage has a parameter 'Factor'; the nearest is 'factor'"),
+    ("[smoke]\noffline = perhaps\n", "settings.ini [smoke]: offline = 'perhaps' is not true or false"),
+    ("[smoke]\nseed = 1\nseed = 2\n", "settings.ini cannot be read:"),
+    ("[smoke\n", "settings.ini cannot be read:"),
+    ("seed = 1\n", "settings.ini cannot be read:"),
+    ("[smoke]\nseed\n", "settings.ini cannot be read:"),
+    ("[smoke.data]\nseed = 1\n", "settings.ini has no profile 'smoke'; there is none"),
+    ("[smoke]\nsource = sk-1234567890abcdef\n", "settings.ini [smoke]: source looks like a secret"),
+]
+
+
+@pytest.mark.parametrize("text, sentence", SETTINGS)
+def test_settings_errors(kit, creawrite, text, sentence):
+    (kit / "settings.ini").write_text(text)
+    code, _, err = creawrite("run")
+    assert (code, err.count("\n")) == (2, 1) and sentence in err
+
+
+FORMS = ["sk-proj-0123456789", "Bearer abcdef", "hf_abcdefghijklmnopqrst", "0123456789abcdef0123456789abcdef", "q7Zp2LmX9vK4tR8wB3nY6cD1",
+         "my-own-word"]
+ORDINARY = ["Qwen/Qwen2.5-7B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "f7a4813cc8bedf99b21a7bb15134a2231e7e4945", "data/of 2025-01-01",
+            "祝福语"]
+
+
+@pytest.mark.parametrize("value", FORMS)
+def test_secrets_are_refused_and_not_repeated(kit, creawrite, monkeypatch, value):
+    monkeypatch.setenv("SOME_API_KEY", "my-own-word")
+    code, _, err = creawrite("run", "-p", f"source={value}")
+    assert code == 2 and "looks like a secret" in err and "environment variable" in err and value not in err
+
+
+@pytest.mark.parametrize("value", ORDINARY)
+def test_ordinary_values_are_no_secrets(kit, value):
+    assert runs.make_plan("smoke", overrides=[f"source={value}"]).given["data"]["source"] == value
+
+
+def test_an_endpoint_without_a_key_is_told_before_anything_runs(kit, creawrite, monkeypatch):
+    monkeypatch.setenv("CREAWRITE_MODEL", "some-model")
+    code, out, err = creawrite("run")
+    assert code == 1 and "OPENAI_API_KEY" in err and err.count("\n") == 1 and "sum:" not in out
+
+
+@pytest.mark.parametrize("damage, sentence", [
+    (lambda path: path.write_text("{"), "01_data.ipynb is not a notebook"),
+    (lambda path: edit(path, "seed: int = 1", "seed: int = 2 ** 3"), "01_data.ipynb: the default of parameter 'seed' must be a plain value"),
+    (lambda path: edit(path, "print(", "print(("), "01_data.ipynb: not Python"),
+])
+def test_a_broken_notebook(kit, creawrite, damage, sentence):
+    damage(kit / "nbs/01_data.ipynb")
+    code, _, err = creawrite("run")
+    assert code == 1 and sentence in err and err.count("\n") == 1
+
+
+def test_a_broken_record(done, creawrite):
+    (done / "outputs/smoke/run.json").write_text("{")
+    for command in (["status", "smoke"], ["run"]):
+        code, _, err = creawrite(*command)
+        assert code == 1 and "run.json is not valid JSON" in err
+
+
+def test_outside_a_kit(tmp_path, creawrite, monkeypatch):
+    monkeypatch.setenv("CREAWRITE_ROOT", str(tmp_path))
+    code, _, err = creawrite("run")
+    assert code == 1 and "no settings.ini" in err
+
+
+def test_a_run_keeps_its_profile(done, creawrite):
+    code, _, err = creawrite("run", "--profile", "other", "--run", "smoke")
+    assert code == 2 and "holds a run of profile smoke" in err
+
+
+# ---- settings
+
+def test_later_settings_beat_earlier_ones(kit):
+    assert runs.make_plan("smoke").given == {"data": {"seed": 7}, "double": {"factor": 3.0}, "report": {}}
+    plan = runs.make_plan("smoke", "mine", ["data.seed=3", "seed=2", "strict=yes", 'kinds=["b", "c"]'])
+    assert plan.given["data"] == {"seed": 3, "strict": True, "kinds": ["b", "c"]} and plan.run == "mine"
+    assert runs.make_plan("other").given == {"data": {}, "double": {}, "report": {}}
+
+
+def test_kernels_go_offline_only_when_the_profile_says_so(kit):
+    assert runs.environment(runs.make_plan("smoke"))["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in runs.environment(runs.make_plan("other"))
+
+
+# ---- a whole run
+
+def test_output_streams_with_stage_and_time(finished):
+    lines = finished[1].splitlines()
+    assert lines[0] == "run smoke, profile smoke"
+    assert lines[1:3] == ["[ 1/3] data … time unknown", "        sum: 10"]
+    assert re.fullmatch(r"        done in \d+\.\d s", lines[3])
+    assert lines[-1].endswith("everything lies in outputs/smoke/")
+    assert json.loads((finished[0] / "outputs/smoke/double/out.json").read_text()) == 30
+
+
+def test_the_kernel_is_this_python(finished):
+    notebook = json.loads((finished[0] / "outputs/smoke/03_report.ipynb").read_text())
+    shown = "".join(notebook["cells"][-1]["outputs"][-1]["data"]["text/plain"])
+    assert [Path(place).name for place in re.findall(r"'([^']*)'", shown)] == [Path(sys.executable).name, "bin", "1"]
+
+
+def test_no_secret_and_no_machine_in_what_is_kept(finished):
+    folder, printed = finished
+    kept = {path: path.read_text(encoding="utf-8") for path in (folder / "outputs").rglob("*") if path.is_file()} | {"terminal": printed}
+    report = kept[folder / "outputs/smoke/03_report.ipynb"]
+    assert report.count("*** *** ") == 2 and "./outputs 1" in report and "*** *** ./outputs 1" in printed
+    for place, text in kept.items():
+        for word in ["hush-hush-hush", "very.private", "sk-abcdefgh", str(folder)]: assert word not in text, place
+    record = (folder / "outputs/smoke/run.json").read_text(encoding="utf-8")
+    assert not re.search(r'"[/~]', record) and not re.search(rf"\b({re.escape(socket.gethostname())}|{re.escape(getpass.getuser())})\b", record)
+    assert not list(folder.glob("outputs/**/*.part*"))
+
+
+def test_the_record(finished):
+    record = json.loads((finished[0] / "outputs/smoke/run.json").read_text(encoding="utf-8"))
+    assert record["seeds"] == {"data": 7} and record["git"] is None and record["hardware"]["cores"] >= 1
+    assert {"torch", "transformers", "trl", "papermill", "creawrite"} <= set(record["packages"])
+    data, double, report = record["stages"].values()
+    assert data["parameters"] == {"source": "sample", "seed": 7, "kinds": ["a"], "strict": False} and double["parameters"] == {"factor": 3.0}
+    assert list(data["inputs"]) == ["data/sample/", "data/manifest.json"] and list(report["inputs"]) == ["data", "double"]
+    assert "offline" in report["engine"] and all(stage["seconds"] > 0 and len(stage["fingerprint"]) == 64 for stage in record["stages"].values())
+
+
+# ---- skipping
+
+def test_an_unchanged_run_is_skipped_anywhere(done, creawrite, executed):
+    code, out, _ = creawrite("run")
+    assert code == 0 and out.count("unchanged, skipped") == 3 and executed == []
+    assert set(statuses().values()) == {"done"}
+
+
+CHANGES = {
+    "notebook": (lambda kit: edit(kit / "nbs/02_double.ipynb", "write_json(stage", "write_json( stage"), {"double"}, "notebook"),
+    "prose": (lambda kit: edit(kit / "nbs/02_double.ipynb", "## Run", "## Runs"), set(), ""),
+    "module": (lambda kit: edit(kit / "creawrite/helper.py", "times(value", "times(1 * value"), {"double"}, "code"),
+    "module of a module": (lambda kit: edit(kit / "creawrite/times.py", "a * b", "b * a"), {"double"}, "code"),
+    "comment": (lambda kit: edit(kit / "creawrite/times.py", "# a comment", "# another"), set(), ""),
+    "runner": (lambda kit: edit(kit / "creawrite/runs.py", "minutes, rest = divmod(", "minutes, rest = divmod(0 + "), set(), ""),
+    "shared": (lambda kit: edit(kit / "creawrite/runs.py", "indent=2", "indent=1"), {"data", "double", "report"}, "code"),
+    "not imported": (lambda kit: (kit / "creawrite/llm.py").write_text("engine_name = str"), set(), ""),
+    "default": (lambda kit: edit(kit / "nbs/02_double.ipynb", "factor: float = 2", "factor: float = 4"), {"double"}, "notebook"),
+    "settings": (lambda kit: edit(kit / "settings.ini", "factor = 3", "factor = 4"), {"double"}, "parameters factor"),
+    "input": (lambda kit: (kit / "data/sample/numbers.txt").write_text("1\n3\n"), {"data"}, "inputs data/sample/"),
+    "new input": (lambda kit: (kit / "data/sample/more.txt").write_text("1\n"), {"data"}, "inputs data/sample/"),
+    "deleted output": (lambda kit: (kit / "outputs/smoke/double/out.json").unlink(), {"double", "report"}, "outputs"),
+    "changed output": (lambda kit: (kit / "outputs/smoke/double/out.json").write_text("31\n"), {"double", "report"}, "outputs"),
+    "executed copy": (lambda kit: (kit / "outputs/smoke/02_double.ipynb").unlink(), {"double"}, "executed notebook"),
+    "ledger": (lambda kit: (kit / "outputs/smoke/double/ledger.sqlite").write_text("x"), set(), ""),
+    "leftover": (lambda kit: (kit / "outputs/smoke/double/.out.json.7.part").write_text("x"), set(), ""),
+    "time stamp": (lambda kit: os.utime(kit / "outputs/smoke/double/out.json"), set(), ""),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_makes_a_stage_stale(done, change):
+    act, stale, reason = CHANGES[change]
+    act(done)
+    assert {stage for stage, found in statuses().items() if found == "stale"} == stale
+    for stage in stale - {"report"}: assert reason in why(stage)
+
+
+def test_another_engine_makes_a_stage_stale(done, monkeypatch):
+    monkeypatch.setenv("CREAWRITE_MODEL", "some-model")
+    assert statuses()["report"] == "stale" and "OPENAI_API_KEY" in why("report")
+    monkeypatch.setenv("OPENAI_API_KEY", "a-private-key")
+    assert statuses() == {"data": "done", "double": "done", "report": "stale"} and why("report") == "changed: engine"
+
+
+def test_only_from_and_force(done, creawrite, executed):
+    for arguments, expected in [("--only double", ""), ("--only double --force", "double"), ("--from double", "double report"),
+                                ("--from 02_double", "double report"), ("--force", "data double report"), ("-p factor=4", "double")]:
+        executed.clear()
+        code, out, _ = creawrite("run", *arguments.split())
+        assert code == 0 and executed == expected.split(), arguments
+    assert "[ 2/3] double … about" in out and " left" in out
+
+
+def test_the_stages_a_run_has_ahead(done):
+    plan, hashes = runs.make_plan("smoke", overrides=["seed=8"]), runs.Hashes(done / "hashes.json")
+    assert runs.ahead(plan, runs.read_record("smoke"), hashes) == ["data", "double", "report"]
+
+
+def test_status_remembers_the_options_of_the_run(done, creawrite, executed):
+    creawrite("run", "-p", "factor=4")
+    assert statuses()["double"] == "done" and runs.read_record("smoke")["stages"]["double"]["parameters"] == {"factor": 4.0}
+    assert "factor=4" not in (done / "outputs/smoke/run.json").read_text()
+
+
+# ---- failing and resuming
+
+def test_a_failing_stage_stops_the_run_and_resumes(done, creawrite):
+    (done / "broken").touch()
+    code, out, err = creawrite("run", "--from", "report")
+    sentence, rest = err.splitlines()
+    assert code == 1 and sentence == "error: ./broken is in the way: remove it"
+    assert "outputs/smoke/03_report.ipynb" in rest and "resumes there" in rest
+    assert statuses()["report"] == "failed" and "in the way" in why("report")
+    copy = (done / "outputs/smoke/03_report.ipynb").read_text()
+    assert "KitError" in copy and str(done) not in copy
+    (done / "broken").unlink()
+    code, out, _ = creawrite("run")
+    assert code == 0 and out.count("unchanged, skipped") == 2 and "about" in out
+    assert set(statuses().values()) == {"done"}
+
+
+OTHERS = [("bug", "ZeroDivisionError: division by zero (under “Run”)"), ("deadly", "the kernel died without a word")]
+
+
+@pytest.mark.parametrize("cause, sentence", OTHERS)
+def test_other_failures(done, creawrite, cause, sentence):
+    (done / cause).touch()
+    code, _, err = creawrite("run", "--only", "report", "--force")
+    assert code == 1 and err.startswith(f"error: {sentence}") and "Traceback" not in err
+    assert statuses()["report"] == "failed" and (done / "outputs/smoke/03_report.ipynb").is_file()
+
+
+# ---- killed
+
+def begin(kit: Path, *arguments: str):
+    "A runner in a process of its own, once its last stage is at work; and the process number of its kernel."
+    log = kit / "outputs/smoke/report/log.txt"
+    log.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "creawrite.runs", "run", "-p", "wait=3", *arguments]
+    runner = subprocess.Popen(command, cwd=kit, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not log.is_file() or not log.read_text().endswith("\n"):
+        assert runner.poll() is None, runner.stderr.read()
+        time.sleep(0.05)
+    return runner, int(log.read_text().split()[1])
+
+
+def gone(pid: int) -> bool:
+    "Whether a process ends within ten seconds; a dead one that nobody has waited for counts as ended."
+    for _ in range(100):
+        stat = Path(f"/proc/{pid}/stat")
+        if not runs.alive(str(pid)) or (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z"): return True
+        time.sleep(0.1)
+    return False
+
+
+def test_kill_9_and_the_same_command_completes(done, creawrite):
+    runner, kernel = begin(done)
+    assert statuses()["report"] == "running"
+    code, _, err = creawrite("run")
+    assert code == 1 and "run 'smoke' is in progress" in err
+    runner.send_signal(signal.SIGKILL)
+    runner.wait()
+    code, out, err = creawrite("run", "-p", "wait=3")
+    assert code == 0, err
+    assert out.count("unchanged, skipped") == 2 and gone(kernel)
+    log = [line.split() for line in (done / "outputs/smoke/report/log.txt").read_text().splitlines()]
+    assert [(word, pid == str(kernel)) for word, pid in log] == [("begin", True), ("begin", False), ("end", False)]
+    assert set(statuses().values()) == {"done"} and not list((done / "outputs").rglob("*.part*"))
+
+
+def test_ctrl_c(done, creawrite):
+    runner, kernel = begin(done)
+    runner.send_signal(signal.SIGINT)
+    assert runner.wait() == 130 and runner.stderr.read().strip() == "stopped; the same command resumes there"
+    assert gone(kernel) and statuses()["report"] == "failed" and why("report") == "interrupted"
+
+
+# ---- the kit itself
+
+NOTEBOOKS = sorted((REPOSITORY / "nbs").glob("[0-9][0-9]_*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_has_one_parameters_cell_and_no_outputs(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    assert len(tagged) == 1
+    declared = runs.parameters(tagged[0], path.name)
+    assert declared["run"].kind == "str" and all(parameter.kind.partition("[")[0] in runs.KINDS for parameter in declared.values())
+    assert len(tagged[0].splitlines()) > 1, "IPython reads a lone `run: str = ...` as its magic %run"
+    for cell in cells: assert not cell.get("outputs") and not cell.get("execution_count")
+
+
+@pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu", "paper"])
+def test_every_profile_fits_the_notebooks(profile, monkeypatch):
+    monkeypatch.setenv("CREAWRITE_ROOT", str(REPOSITORY))
+    plan = runs.make_plan(profile)
+    for stage in plan.stages:
+        for name in runs.READS.get(stage.name, []): assert "/" in name or name in plan.given, f"{stage.name} reads {name}"
+
+
+def test_the_command_starts_quickly():
+    began = time.monotonic()
+    code = "import sys, creawrite.runs; print(*{'torch', 'papermill', 'transformers', 'matplotlib'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY).stdout.split() == []
+    assert time.monotonic() - began < 10
