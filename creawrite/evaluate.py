@@ -45,7 +45,7 @@ def ratio(
     if low == high and set(np.unique(draws)) <= {0.0, 1.0}: low, high = wilson(int(top.sum()), int(bottom.sum()))
     return {"value": top.sum() / bottom.sum(), "low": low, "high": high, "n": len(top)}
 
-# %% ../nbs/10_evaluate.ipynb #ab626eef
+# %% ../nbs/10_evaluate.ipynb #03a8f6b6
 METRICS = {  # numerator, denominator from (verdict, label)
     "accuracy": (lambda v, y: v == y, lambda v, y: np.ones_like(y)),
     "precision": (lambda v, y: v * y, lambda v, y: v),
@@ -57,14 +57,14 @@ def against_labels(
     verdicts: pd.DataFrame,  # evaluator, id, query, label, verdict
     groups: dict[str, list[str]],  # slice -> row ids
     **bootstrap,  # n_bootstrap, seed
-) -> pd.DataFrame:  # evaluator, slice, metric, value, low, high, n, missing
+) -> pd.DataFrame:  # evaluator, slice, metric, value, low, high, n, good (rows labelled good), missing
     "Accuracy, precision, recall and F1 of every evaluator on every slice (Tables 1 and 4)."
     rows = []
     for (evaluator, frame), (name, ids) in ((e, s) for e in verdicts.groupby("evaluator", sort=False) for s in groups.items()):
         inside = frame[frame.id.isin(ids)]
         given = inside.dropna(subset="verdict")
         v, y = given.verdict.to_numpy(float), given.label.to_numpy(float)
-        rows += [{"evaluator": evaluator, "slice": name, "metric": metric, **ratio(top(v, y), bottom(v, y), given["query"], **bootstrap), "missing": len(inside) - len(given)}
+        rows += [{"evaluator": evaluator, "slice": name, "metric": metric, **ratio(top(v, y), bottom(v, y), given["query"], **bootstrap), "good": int(y.sum()), "missing": len(inside) - len(given)}
                  for metric, (top, bottom) in METRICS.items()]
     return pd.DataFrame(rows)
 

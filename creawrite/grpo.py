@@ -13,14 +13,14 @@ __all__ = ['SOUND', 'PRAISE', 'INJECTION', 'text_of', 'RewardModelReward', 'Judg
            'worthless', 'preflight', 'demand', 'Settings', 'batches', 'digest', 'fingerprint', 'done', 'prompt_rows',
            'train', 'train_all', 'launch', 'main', 'gains', 'reward_figure']
 
-# %% ../nbs/09_grpo.ipynb #5d478fff
+# %% ../nbs/09_grpo.ipynb #8d20a5b7
 import argparse, hashlib, os, subprocess, sys, threading, time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import datasets, numpy as np, pandas as pd, torch, transformers
+import datasets, numpy as np, pandas as pd
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
@@ -29,7 +29,7 @@ from .data import constraint, held_out, keeps, load
 from .llm import engine_name, open_llm
 from .reward_model import RewardModel
 from .runs import DASHES, INKS, KitError, figure_style, read_json, root, run_dir, save_figure, stage_dir, write_csv, write_json
-from .sft import generate, lora, messages, policy_dir, save_model, shared, source_of, trained, use_threads
+from .sft import generate, lora, messages, policy_dir, quiet, save_model, shared, source_of, trained, use_threads
 
 # %% ../nbs/09_grpo.ipynb #2047cab6
 def text_of(
@@ -202,7 +202,7 @@ def done(
     card = policy_dir(settings.run, name) / "policy.json"
     return card.is_file() and read_json(card).get("fingerprint") == fingerprint(settings, name)
 
-# %% ../nbs/09_grpo.ipynb #4b11bdbe
+# %% ../nbs/09_grpo.ipynb #9a9dfb4e
 def prompt_rows(
     settings: Settings,
     tokenizer,  # counts the tokens
@@ -223,16 +223,16 @@ def train(
     if done(settings, name): return print(f"{name}: done before", flush=True)
     key, (start, kind) = fingerprint(settings, name), name.split("-")
     model, arguments = source_of(policy_dir(settings.run, start))
+    quiet()
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", **arguments)
     rewards, weights = [reward_of(settings.run, kind, settings.engine, settings.mode)], [1.0]
     if settings.constraint_weight: rewards, weights = [*rewards, ConstraintReward()], [1.0, settings.constraint_weight]
     rows, processes = prompt_rows(settings, tokenizer), int(os.environ.get("WORLD_SIZE", 1))
-    steps = settings.max_steps or settings.epochs * len(rows) // settings.prompts_per_update
     vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=settings.vllm_memory) if settings.use_vllm else {}
     trainer = GRPOTrainer(model, rewards, GRPOConfig(**shared(
         settings.seed, settings.precision, **batches(settings, processes), **vllm, learning_rate=settings.learning_rate, lr_scheduler_type="constant",
         num_train_epochs=settings.epochs, max_steps=settings.max_steps or -1, max_completion_length=settings.max_completion_length, temperature=settings.temperature,
-        beta=settings.beta, reward_weights=weights, gradient_checkpointing=settings.gradient_checkpointing, logging_steps=max(1, int(steps) // 30),
+        beta=settings.beta, reward_weights=weights, gradient_checkpointing=settings.gradient_checkpointing,
         model_init_kwargs=dict(dtype="float32", **arguments))), datasets.Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora(settings.lora_rank, task_type="CAUSAL_LM"))
     fitted, log = trained(trainer, name)
     if not trainer.accelerator.is_main_process: return
@@ -240,7 +240,7 @@ def train(
     save_model(folder, fitted, tokenizer, name=name, parent=start, reward=kind, judge=engine_name(settings.engine) if kind == "judge" else None,
                fingerprint=key, log=log, settings=asdict(settings))
 
-# %% ../nbs/09_grpo.ipynb #a86c1799
+# %% ../nbs/09_grpo.ipynb #d7b220ad
 def train_all(
     settings: Settings,
     names: list[str],  # <policy>-<reward>
@@ -249,9 +249,12 @@ def train_all(
 ):
     "Every run that is not done yet. Raises KitError when one fails; the others are kept."
     names = [name for name in names if not done(settings, name)]
-    if workers == gpus == 1: return [train(settings, name) for name in names]
+    if workers == gpus == 1:
+        for name in names: train(settings, name)
+        return
     write_json(run_dir(settings.run) / "grpo" / "settings.json", asdict(settings))
-    with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda name: launch(settings, name, workers, gpus), names))
+    with ThreadPoolExecutor(workers) as pool:
+        for job in [pool.submit(launch, settings, name, workers, gpus) for name in names]: job.result()
 
 
 def launch(settings, name, workers, gpus):
@@ -292,9 +295,9 @@ def _end_with(parent):
     os._exit(1)
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__" and __spec__: sys.exit(main())  # python -m; a notebook cell has no __spec__
 
-# %% ../nbs/09_grpo.ipynb #f29bc9eb
+# %% ../nbs/09_grpo.ipynb #ef289c61
 async def gains(
     settings: Settings,
     names: list[str],  # <policy>-<reward>
@@ -330,6 +333,7 @@ def reward_figure(
             ax.plot(log.step, log.value, color=ink, alpha=0.3, linewidth=0.8)
             ax.plot(log.step, log.value.rolling(5, min_periods=1).mean(), color=ink, linestyle=dash, label=f"from {name.split('-')[0]}")
         ax.set(title={"rm": "reward model", "judge": "judge"}[kind], xlabel="update", ylabel="mean reward of rollouts")
+        if kind == "judge": ax.set_ylim(-0.03, 1.03)
         ax.legend()
     figure.tight_layout()
     return figure

@@ -269,7 +269,7 @@ class LLM:
             except openai.APIConnectionError: raise KitError(f"{self.label} does not answer: check OPENAI_BASE_URL; everything answered so far is in the ledger") from None
             except openai.APIStatusError as error: raise KitError(f"{self.label} answered {error.status_code} after retries: run the same command later to go on") from None
 
-# %% ../nbs/03_llm.ipynb #07401004
+# %% ../nbs/03_llm.ipynb #6d658744
 def remote(
     place: Endpoint,  # where to
 ):  # makes an openai.AsyncOpenAI
@@ -298,7 +298,8 @@ def open_llm(
         return LLM(ledger, known[0][0], None, json.loads(known[0][1])["model"], mode)
     place = endpoint(engine)
     if place: return LLM(ledger, place.label, remote(place), place.model, mode, in_flight)
-    return LLM(ledger, OFFLINE, embedded(), "offline-rulebook", mode, in_flight)
+    from creawrite.offline import MODEL
+    return LLM(ledger, OFFLINE, embedded(), MODEL, mode, in_flight)
 
 
 async def gather(

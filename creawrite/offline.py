@@ -10,17 +10,18 @@ them. What they are good for: the mechanics of both paths, tests, and an honest 
 
 # %% auto #0
 __all__ = ['OCCASIONS', 'EXCLUSIVE', 'RECEIVERS', 'STOCK', 'IMAGES', 'WISH', 'FEELING', 'CASUAL', 'OFFICIAL', 'DARK', 'PUSH',
-           'SELLING', 'GRADER', 'DETAIL_STOP', 'FLAWS', 'STRENGTHS', 'ANSWERS', 'BANK', 'CLOSINGS', 'LENIENT', 'app',
-           'found', 'named', 'details', 'touched', 'Flaw', 'flaw', 'clauses', 'plain', 'other', 'find_cliche',
-           'find_missed_detail', 'find_wrong_target', 'find_wrong_tone', 'find_taboo', 'find_pressure',
+           'SELLING', 'GRADER', 'DETAIL_STOP', 'FLAWS', 'STRENGTHS', 'ANSWERS', 'BANK', 'CLOSINGS', 'LENIENT', 'STRICT',
+           'MODEL', 'app', 'found', 'named', 'details', 'touched', 'Flaw', 'flaw', 'clauses', 'plain', 'other',
+           'find_cliche', 'find_missed_detail', 'find_wrong_target', 'find_wrong_tone', 'find_taboo', 'find_pressure',
            'find_advertising', 'find_language_error', 'find_repetition', 'find_broken_constraint', 'find_off_topic',
            'find_injection', 'flaws_in', 'strengths_in', 'verdict', 'answers', 'mentioned', 'points', 'say_strengths',
            'say_weaknesses', 'say_verdict', 'say_reflection', 'compose', 'say_candidate', 'detect', 'say_bad_greeting',
            'say_detection', 'say_insight', 'say_strategy', 'refuse', 'completions', 'models', 'main']
 
-# %% ../nbs/04_offline.ipynb #b1215b58
+# %% ../nbs/04_offline.ipynb #9570ccec
 import hashlib, json, random, re, sys, time
 from collections import Counter
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 from pydantic import BaseModel
@@ -321,8 +322,8 @@ def say_candidate(m, rng):
     text = compose(m["query"], rng)
     return {"text": FLAWS[rng.choice(list(FLAWS))].plant(m["query"], text, rng) if rng.random() < 0.5 else text}
 
-# %% ../nbs/04_offline.ipynb #b65a6356
-LENIENT = "从宽"
+# %% ../nbs/04_offline.ipynb #c25e23f6
+LENIENT, STRICT = "从宽", "从严"
 
 
 def detect(
@@ -357,23 +358,29 @@ def say_insight(m, rng):
     "Why the detector and the label differ: a flaw that the principles do not name yet, or one that they take too hard."
     flaws, known = flaws_in(m["query"], m["response"]), mentioned(m["principles"])
     if m["label"] == "Bad":
-        unseen = [id for id in flaws if id not in known or len(flaws) == 1]
-        return {"explanation": "原则没有覆盖这处不足", "suggestion": f"增补「{FLAWS[unseen[0]].zh}」：{FLAWS[unseen[0]].about}" if unseen else ""}
+        unseen = [id for id in flaws if id not in known]
+        if unseen: return {"explanation": "原则没有覆盖这处不足", "suggestion": f"增补「{FLAWS[unseen[0]].zh}」：{FLAWS[unseen[0]].about}"}
+        return {"explanation": "对这处不足过于宽容", "suggestion": f"对「{FLAWS[next(iter(flaws))].zh}」{STRICT}：单独出现也判 Bad" if len(flaws) == 1 else ""}
     seen = [id for id in flaws if id in known]
     return {"explanation": "把可容忍的不足看得过重", "suggestion": f"对「{FLAWS[seen[0]].zh}」{LENIENT}：单独出现时不算劣" if len(seen) == 1 and FLAWS[seen[0]].weight == 1 else ""}
 
 
 @answers("Strategy")
 def say_strategy(m, rng):
-    "Integrate, refine, merge, delete, add: a rule on the same flaw is refined; the two oldest single-flaw rules merge when there are too many."
+    "Integrate, refine, merge, delete, add: a rule on the same flaw is refined; the two oldest strict rules merge when there are too many."
     rules, advice, limit = list(m["rules"]), m["suggestion"], m["limit"]
     new = mentioned([advice])
     if new and new[0] not in mentioned(rules): rules.append(advice)
-    elif new and LENIENT in advice: rules = [advice if mentioned([rule]) == new else rule for rule in rules]
-    while len(rules) > limit: rules = [f"{rules[0]}；{rules[1]}"] + rules[2:] if mentioned(rules[:2]) else rules[1:]
+    elif new and (LENIENT in advice or STRICT in advice): rules = [advice if mentioned([rule]) == new else rule for rule in rules]
+    while len(rules) > limit:
+        first, second, *_ = [rule for rule in rules if LENIENT not in rule] + rules
+        rules = [f"{first}；{second}"] + [rule for rule in rules if rule not in (first, second)]
     return {"rules": rules}
 
-# %% ../nbs/04_offline.ipynb #c65efd14
+# %% ../nbs/04_offline.ipynb #72c3a39f
+MODEL = "offline-rulebook-" + (hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8] if "__file__" in globals() else "notebook")
+
+
 def refuse(message: str) -> JSONResponse:
     "An error in OpenAI's shape."
     return JSONResponse({"error": {"message": message, "type": "invalid_request_error"}}, status_code=400)
@@ -396,7 +403,7 @@ async def completions(request: Request) -> JSONResponse:
 
 async def models(request: Request) -> JSONResponse:
     "GET /v1/models."
-    return JSONResponse({"object": "list", "data": [{"id": "offline-rulebook", "object": "model", "created": 0, "owned_by": "creawrite"}]})
+    return JSONResponse({"object": "list", "data": [{"id": MODEL, "object": "model", "created": 0, "owned_by": "creawrite"}]})
 
 
 app = Starlette(routes=[Route("/v1/chat/completions", completions, methods=["POST"]), Route("/v1/models", models)])

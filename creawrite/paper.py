@@ -76,7 +76,7 @@ def published(
     if pd.notna(cell.value): return f"{cell.value:.1f}"
     return f"{cell.low:.0f}–{cell.high:.0f}" if pd.notna(cell.high) else f"> {cell.low:.0f}"
 
-# %% ../nbs/12_paper.ipynb #5f26715b
+# %% ../nbs/12_paper.ipynb #222d7ea7
 TABLE1 = {"multi_agent": "Multi-agent framework", "adversarial": "Adversarial framework", "reward model": "Reward model", "length only": "Length only (baseline)"}
 TABLE4 = {"multi_agent": "Multi-agent framework", **{f"multi_agent without {agent}": f"without {agent} agent" for agent in ("positive", "negative", "judge", "reflect")},
           "adversarial": "Adversarial framework", "adversarial without reflection": "without reflection", "length only": "Length only (baseline)"}
@@ -88,12 +88,12 @@ def framework_table(
     frameworks: pd.DataFrame,  # evaluate/frameworks.csv
     names: dict[str, str],  # evaluator -> row label
     slices: dict[str, str],  # slice -> label
-) -> pd.DataFrame:  # Rows, Evaluator, n, missing, four metrics
+) -> pd.DataFrame:  # Rows, Evaluator, n (good), missing, four metrics
     "The paper's Table 1 or 4, once per slice."
     rows = []
     for (slice, shown), (evaluator, label) in ((s, e) for s in slices.items() for e in names.items()):
         part = frameworks[(frameworks.slice == slice) & (frameworks.evaluator == evaluator)].set_index("metric")
-        if not part.empty: rows.append({"Rows": shown, "Evaluator": label, "n": part.n.iloc[0], "missing": part.missing.iloc[0], **{METRICS[m]: percent(part.loc[m]) for m in METRICS}})
+        if not part.empty: rows.append({"Rows": shown, "Evaluator": label, "n (good)": f"{part.n.iloc[0]} ({part.good.iloc[0]})", "missing": part.missing.iloc[0], **{METRICS[m]: percent(part.loc[m]) for m in METRICS}})
     return pd.DataFrame(rows)
 
 # %% ../nbs/12_paper.ipynb #b54a2e99
@@ -116,28 +116,27 @@ def excellence_table(
                      **{f"{signal}{kind}": value for signal in ours for kind, value in (("", ours[signal]), (" (published)", published(f"Table {table[-1]}", label, signal)))}})
     return pd.DataFrame(rows)
 
-# %% ../nbs/12_paper.ipynb #df5d2a46
+# %% ../nbs/12_paper.ipynb #08450b77
 def figure_2(
     frameworks: pd.DataFrame,  # evaluate/frameworks.csv
     title: str,  # what judged
 ):  # matplotlib figure
     "Agreement of each evaluator on each slice with 95 % intervals; grey bands: the published ranges against human ratings (secondary)."
-    figure, axis = plt.subplots(figsize=(6.2, 3.2))
+    figure, axis = plt.subplots(figsize=(6.6, 3.2))
     part = frameworks[(frameworks.metric == "accuracy") & frameworks.evaluator.isin(TABLE1)].dropna(subset="value")
     slices = [name for name in SLICES if name in set(part.slice)]
+    axis.axhspan(80, 87, color="0.88", zorder=0, label="Multi-agent, published\n(against humans)")
+    axis.axhline(70, color="0.45", linestyle=":", zorder=0, label="Adversarial, published:\nabove this (against humans)")
     for i, (evaluator, label) in enumerate(TABLE1.items()):
         rows = part[part.evaluator == evaluator].set_index("slice").reindex(slices)
         x = np.arange(len(slices)) + 0.16 * (i - 1.5)
         axis.errorbar(x, 100 * rows.value, yerr=100 * np.abs([rows.value - rows.low, rows.high - rows.value]), fmt=MARKERS[i], color=INKS[i], capsize=2, label=label, markersize=5)
-    axis.axhspan(80, 87, color="0.9", zorder=0)
-    axis.text(len(slices) - 0.52, 83.5, "multi-agent, published (human)", ha="right", va="center", fontsize=7, color="0.35")
-    axis.axhline(70, color="0.6", linestyle=":", zorder=0)
-    axis.text(len(slices) - 0.52, 71, "adversarial, published (human): above this line", ha="right", va="bottom", fontsize=7, color="0.35")
-    axis.axhline(50, color="0.8", zorder=0)
     counts = part.groupby("slice").n.max()
-    axis.set(xticks=range(len(slices)), xticklabels=[f"{SLICES[s]}\nn = {counts[s]}" for s in slices], ylabel="agreement with labels (%)", ylim=(0, 100), xlim=(-0.5, len(slices) - 0.5))
+    names = [SLICES[name].replace(", ", ",\n") for name in slices]
+    axis.set(xticks=range(len(slices)), xticklabels=[f"{name}\n(n = {counts[s]})" for s, name in zip(slices, names)], ylabel="agreement with labels (%)", ylim=(0, 100))
+    axis.grid(visible=False, axis="x")
     axis.set_title(title, fontsize=8)
-    axis.legend(ncols=2, fontsize=7, loc="lower left")
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return figure
 
 # %% ../nbs/12_paper.ipynb #4bebdd99

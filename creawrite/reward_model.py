@@ -11,17 +11,17 @@ The released pairs are those of the paper; `pairs_from` takes this run's own ins
 # %% auto #0
 __all__ = ['training_pairs', 'RewardModel', 'train', 'margins', 'pair_slices', 'accuracy', 'training_figure']
 
-# %% ../nbs/08_reward_model.ipynb #8e4a3617
+# %% ../nbs/08_reward_model.ipynb #519f8eaa
 from pathlib import Path
 
-import datasets, numpy as np, pandas as pd, torch, transformers
+import datasets, numpy as np, pandas as pd, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
 from .audit import TfidfScorer, wilson
 from .data import PreferencePair, load, read_split
 from .runs import DASHES, INKS, KitError, figure_style, read_json, run_dir, save_figure, stage_dir, write_csv
-from .sft import answer, in_batches, lora, messages, policy_dir, save_model, shared, source_of, trained, use_threads
+from .sft import answer, in_batches, lora, messages, policy_dir, quiet, save_model, shared, source_of, trained, use_threads
 
 # %% ../nbs/08_reward_model.ipynb #f30b30af
 def training_pairs(
@@ -35,7 +35,7 @@ def training_pairs(
     if not pairs: raise KitError(f"pairs_from = {pairs_from!r} has no pairs: a reward model needs at least one; raise the number of queries in 05_multi_agent")
     return pairs
 
-# %% ../nbs/08_reward_model.ipynb #1e8c85cc
+# %% ../nbs/08_reward_model.ipynb #049ec50b
 class RewardModel:
     "Scores greetings. Higher is better; the zero point means nothing."
 
@@ -50,6 +50,7 @@ class RewardModel:
     ) -> "RewardModel":
         "A trained reward model. Raises KitError when there is none."
         if not (Path(folder) / "config.json").is_file(): raise KitError(f"{folder} holds no reward model: run stage 08_reward_model first")
+        quiet()
         return cls(AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32), AutoTokenizer.from_pretrained(folder))
 
     def score(self,
@@ -67,7 +68,7 @@ class RewardModel:
             with torch.inference_mode(): scores[some] = self.model(**inputs.to(self.model.device)).logits[:, 0].float().cpu().numpy()
         return scores
 
-# %% ../nbs/08_reward_model.ipynb #90c430df
+# %% ../nbs/08_reward_model.ipynb #e11b1317
 def train(
     run: str,  # name of the run
     pairs: list[PreferencePair],  # from `training_pairs`
@@ -79,14 +80,12 @@ def train(
 ) -> RewardModel:  # also in reward_model/model
     "Train, write reward_model/model and log.csv. Raises KitError when the base is missing."
     name, arguments = (model, {}) if model else source_of(policy_dir(run, "base"))
-    transformers.set_seed(seed)  # the head starts from random weights
+    quiet()
     tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
-    start = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.float32, **arguments)
     rows = [{"prompt": messages(p.query), "chosen": answer(p.chosen), "rejected": answer(p.rejected)} for p in pairs]
     rows = in_batches(rows, batch_size, lambda row: max(len(row[side][0]["content"]) for side in ("chosen", "rejected")), seed)
-    fixed = dict(lr_scheduler_type="cosine", warmup_steps=0.05, train_sampling_strategy="sequential", per_device_train_batch_size=batch_size,
-                 logging_steps=max(1, len(rows) // batch_size // 10))
-    trainer = RewardTrainer(start, RewardConfig(**shared(seed, **fixed | settings)), train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer,
+    fixed = dict(lr_scheduler_type="cosine", warmup_steps=0.05, train_sampling_strategy="sequential", per_device_train_batch_size=batch_size, model_init_kwargs=arguments)
+    trainer = RewardTrainer(name, RewardConfig(**shared(seed, **fixed | settings)), train_dataset=datasets.Dataset.from_list(rows), processing_class=tokenizer,
                             peft_config=lora(lora_rank, task_type="SEQ_CLS", modules_to_save=["score"]))
     fitted, log = trained(trainer, "reward model")
     folder = stage_dir(run, "reward_model")

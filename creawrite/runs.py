@@ -94,7 +94,7 @@ def remove(
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
 
-# %% ../nbs/00_runs.ipynb #720566cf
+# %% ../nbs/00_runs.ipynb #fd14a729
 def write_json(
     path: Path,  # where to
     value,  # anything json takes
@@ -127,7 +127,7 @@ def read_jsonl(
 ) -> list[dict]:  # one dict per line
     "JSON lines. Raises KitError that names the file and the line."
     rows = []
-    try: lines = Path(path).read_text(encoding="utf-8").splitlines()
+    try: lines = Path(path).read_text(encoding="utf-8").split("\n")  # a string may hold other line separators
     except FileNotFoundError: raise KitError(f"{path} is missing: run the stage that writes it first") from None
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue

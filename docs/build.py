@@ -9,6 +9,7 @@ import nbformat, papermill
 from nbformat.v4 import new_markdown_cell, new_notebook
 from sphinx.cmd.build import main as sphinx
 
+from api import entries, public
 from creawrite.runs import KitError, clean, duration, read_json, read_record, root, run_dir, stages
 
 ROOT = root()
@@ -23,15 +24,17 @@ FOLDERS = {"nbs": "nbs/index.ipynb", "outputs/reference": "results.md", "creawri
 # The run
 
 def ensure(run: str) -> dict:
-    "The record of a run, which is made first, or brought to its end, where it is not finished."
+    "The record of a finished run; where there is none yet, a smoke run is made. Raises KitError."
+    finished = lambda record: all(record["stages"].get(stage.name, {}).get("status") == "done" for stage in stages())
     record = read_record(run)
-    if all(record["stages"].get(stage.name, {}).get("status") == "done" for stage in stages()): return record
-    profile, overrides = record.get("profile", "smoke"), record.get("overrides", [])
-    print(f"run {run} is not finished: running it first, profile {profile}", flush=True)
-    command = ["run", "--profile", profile, "--run", run, *(word for override in overrides for word in ("-p", override))]
-    if subprocess.run([sys.executable, "-m", "creawrite.runs", *command], cwd=ROOT).returncode:
-        raise KitError(f"run {run} did not finish, so there is nothing to show: mend what it says above, then build the site again")
-    return read_record(run)
+    if finished(record): return record
+    command = ["run", "--profile", record.get("profile", "smoke"), "--run", run]
+    if command[2] != "smoke": raise KitError(f"run {run} is not finished: finish it with .venv/bin/creawrite {' '.join(command)}")
+    print(f"run {run} is not finished, so it goes first (about 3 minutes)", flush=True)
+    subprocess.run([sys.executable, "-m", "creawrite.runs", *command], cwd=ROOT)
+    record = read_record(run)
+    if not finished(record): raise KitError(f"run {run} did not finish, so there is nothing to show: mend what it says above, then call this again")
+    return record
 
 
 def engines(record: dict) -> str:
@@ -41,22 +44,16 @@ def engines(record: dict) -> str:
 
 # Notebooks
 
+def numbered() -> list[Path]:
+    "The notebooks in stage order, the runner's own first."
+    return sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
+
+
 def directives(source: str) -> tuple[set[str], str]:
     "nbdev's directives of a cell, and its source without them."
     lines = source.splitlines()
     end = next((i for i, line in enumerate(lines) if not line.startswith("#|")), len(lines))
     return {line[2:].split()[0].rstrip(":") for line in lines[:end]}, "\n".join(lines[end:]).strip()
-
-
-def public(source: str) -> list[ast.stmt]:
-    "Functions and classes that a source defines for others."
-    return [node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_")]
-
-
-def entry(module: str, node: ast.stmt):
-    "A cell with the API entry of a function or class."
-    kind = "class" if isinstance(node, ast.ClassDef) else "function"
-    return new_markdown_cell(f"```{{eval-rst}}\n.. auto{kind}:: {module}.{node.name}\n   :no-index:\n```")
 
 
 def clean_text(text: str) -> str:
@@ -75,11 +72,12 @@ def shown(cell, module: str) -> list:
     marks, cell.source = directives(cell.source)
     if marks & {"hide", "default_exp"} or not cell.source: return []
     if cell.cell_type == "markdown": return [new_markdown_cell(with_files(link_symbols(cell.source, module), "nbs"))]
-    nodes = public(cell.source) if "export" in marks else []
-    imports = "export" in marks and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body)
+    if "export" in marks and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(cell.source).body): return []
+    api_entries = entries(cell.source, module, index=False) if "export" in marks else ""
+    if "injected-parameters" in cell.metadata.get("tags", []): cell.source = cell.source.replace("# Parameters", "# as this run set them")
     cell.outputs = [clean_output(output) for output in cell.outputs]
-    cell.metadata = {"tags": ["hide-input"] if nodes or imports or "code-fold" in marks else []}
-    return [*(entry(module, node) for node in nodes), cell]
+    cell.metadata = {"tags": ["hide-input"] if api_entries or "code-fold" in marks else []}
+    return [new_markdown_cell(api_entries), cell] if api_entries else [cell]
 
 
 def outside_code(markdown: str, change) -> str:
@@ -100,31 +98,28 @@ def page(notebook: Path, note: str) -> str:
     name = next((cell.source.split()[-1] for cell in cells if cell.source.startswith("#| default_exp")), "")
     title, *rest = [piece for cell in cells for piece in shown(cell, f"creawrite.{name}")]
     about = new_markdown_cell(f"{{.kit-note}}\n{note}")
-    return nbformat.writes(new_notebook(cells=[title, about, *rest], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.writes(new_notebook(cells=[title, about, *rest], metadata={"kernelspec": kernel}))
 
 
 def notebooks(run: str, record: dict) -> list[str]:
     "All notebook pages; their entries for the sidebar."
-    entries = []
-    for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")):
-        facts = record["stages"].get(path.stem[3:])
-        note = f"Executed in run `{run}`, profile {record['profile']}, in {duration(facts['seconds'])}." if facts else "Not a stage of a run, so shown without results."
+    sidebar = []
+    for path in numbered():
+        facts, note = record["stages"].get(path.stem[3:]), "Not a stage of a run, so shown without results."
+        if facts: note = f"Executed in run `{run}`, profile {record['profile']}, in {duration(facts['seconds'])}."
         if facts and facts["engine"]: note += f" Judged by: {facts['engine']}."
         write(f"nbs/{path.name}", page(run_dir(run) / path.name if facts else path, note + f" Source: `nbs/{path.name}`."))
-        entries.append(f"{path.stem[:2]} {title_of(path)} <nbs/{path.stem}>")
-    return entries
-
-
-def title_of(notebook: Path) -> str:
-    "First heading of a notebook."
-    return nbformat.read(notebook, 4).cells[0].source.splitlines()[0].lstrip("# ")
+        title = nbformat.read(path, 4).cells[0].source.splitlines()[0].lstrip("# ")
+        sidebar.append(f"{path.stem[:2]} {title} <nbs/{path.stem}>")
+    return sidebar
 
 
 def map_page(run: str, record: dict):
     "The index notebook, executed for this run."
     copy = BUILD / "index.ipynb"
     copy.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(ROOT / "nbs" / "index.ipynb", copy, {"run": run}, cwd=ROOT, progress_bar=False)
+    papermill.execute_notebook(ROOT / "nbs" / "index.ipynb", copy, {"run": run}, cwd=ROOT, progress_bar=False, extra_arguments=["--log-level=50"])
     write("nbs/index.ipynb", page(copy, f"Shows run `{run}`, profile {record['profile']}. Judged by: {engines(record)}. Source: `nbs/index.ipynb`."))
 
 
@@ -155,31 +150,34 @@ def with_files(markdown: str, folder: str = "") -> str:
     return outside_code(markdown, lambda text: LINK.sub(mend, text))
 
 
-def toctree(caption: str, entries: list[str]) -> str:
+def toctree(caption: str, pages: list[str]) -> str:
     "A section of the sidebar."
-    return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *entries, "```", ""])
+    return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""])
 
 
-def home(entries: list[str]):
+def home(sidebar: list[str]):
     "README.md, with the sidebar of the whole site."
-    trees = toctree("Start here", ["Home <self>", "Map of the kit <nbs/index>"]) + toctree("Notebooks", entries)
-    write("index.md", with_files((ROOT / "README.md").read_text(encoding="utf-8")) + trees + toctree("Reference", ["Results <results>", "API <api/index>"]))
+    parts = {"Start here": ["Home <self>", "Map of the kit <nbs/index>"], "Notebooks": sidebar, "Reference": ["Results <results>", "API <api/index>"]}
+    readme = with_files((ROOT / "README.md").read_text(encoding="utf-8"))
+    write("index.md", readme + "".join(toctree(caption, pages) for caption, pages in parts.items()))
 
 
 def summary(record: dict) -> str:
     "What run.json says about a run, in a table."
-    hardware, packages, git = record["hardware"], record["packages"], record["git"]
+    hardware, packages, git = record["hardware"], record["packages"], record["git"] or {"commit": None}
+    versions = [f"{name} {packages[name]}" for name in ("torch", "transformers", "trl", "peft", "vllm") if name in packages]
     times = {name: stage["seconds"] for name, stage in record["stages"].items() if "seconds" in stage}
     rows = {
-        "Profile": record["profile"] + (f" with {', '.join(record['overrides'])}" if record["overrides"] else ""),
+        "Profile": record["profile"],
         "Judged by": engines(record),
         "Hardware": f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gib']} GiB" + "".join(f"; {gpu}" for gpu in hardware["gpus"]),
-        "Versions": ", ".join([f"Python {record['python']}", *(f"{name} {packages[name]}" for name in ("torch", "transformers", "trl", "peft", "vllm") if name in packages)]),
-        "Kit": f"commit {git['commit'][:10]}{', with changes' if git['dirty'] else ''}" if git and git["commit"] else "no commit known",
+        "Versions": ", ".join([f"Python {record['python']}", *versions]),
+        "Kit": f"commit {git['commit'][:10]}{', with changes' if git['dirty'] else ''}" if git["commit"] else "no commit known",
         "Seeds": ", ".join(sorted({str(seed) for seed in record["seeds"].values()})),
         "Stages": ", ".join(f"{name} {duration(seconds)}" for name, seconds in times.items()),
         "In all": duration(sum(times.values()))}
-    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join([lines[0], "|---|---|", *lines[1:]])
 
 
 def reference(folder: Path) -> str:
@@ -187,8 +185,12 @@ def reference(folder: Path) -> str:
     parts = [f"## {folder.name}", summary(read_json(folder / "run.json")) if (folder / "run.json").is_file() else ""]
     for path in sorted(folder.rglob("*.md")):
         text = path.read_text(encoding="utf-8")
-        if named := re.match(r"(Table [^.]+)\.", text): parts += [f"### {named[1]}", text]
-    for path in sorted(folder.rglob("*.svg")): parts += [f"### {path.stem.replace('_', ' ').capitalize()}", f"![{path.stem}]({path.relative_to(ROOT).as_posix()})"]
+        titles = re.findall(r"^Table [^.]+(?=\.)", text, re.M)
+        if len(titles) == 1: parts += [f"### {titles[0]}", text.replace("\n\n|", "\n\n{.kit-wide}\n|")]
+    figures = {path.with_suffix(""): path for suffix in ("png", "svg") for path in sorted(folder.rglob(f"*.{suffix}"))}
+    for path in figures.values():
+        title = re.sub(r"_|(?<=[a-z])(?=\d)", " ", path.stem).capitalize()
+        parts += [f"### {title}", f"![{title}]({path.relative_to(ROOT).as_posix()})"]
     return "\n\n".join(parts)
 
 
@@ -201,13 +203,15 @@ def results():
 
 def api():
     "One page per module: its docstring, then every public function and class."
-    modules = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in sorted((ROOT / "creawrite").glob("[a-z]*.py"))}
-    pages = {title: path for path in sorted((ROOT / "nbs").glob("[0-9]*.ipynb")) if (title := path.stem[3:]) in modules}
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "creawrite").glob("[a-z]*.py")}
+    modules = {name: ast.get_docstring(ast.parse(source)) or "" for name, source in sources.items()}
+    pages = {path.stem[3:]: path for path in numbered() if path.stem[3:] in modules}
     for name, path in pages.items():
         text = f"# creawrite.{name}\n\n{with_files(modules[name], 'nbs')}\n\nDefined in [{path.name}](../nbs/{path.name}).\n\n"
-        write(f"api/{name}.md", text + f"```{{eval-rst}}\n.. automodule:: creawrite.{name}\n```\n")
+        write(f"api/{name}.md", text + entries(sources[name], f"creawrite.{name}", index=True) + "\n")
     rows = [f"| [creawrite.{name}]({name}.md) | {modules[name].partition(chr(10))[0]} |" for name in pages]
-    write("api/index.md", "\n".join(["# API", "", "| module | |", "|---|---|", *rows, toctree("Modules", [f"creawrite.{name} <{name}>" for name in pages])]))
+    tree = toctree("Modules", [f"creawrite.{name} <{name}>" for name in pages])
+    write("api/index.md", "\n".join(["# API", "", "| module | |", "|---|---|", *rows, tree]))
 
 
 def build(run: str) -> int:

@@ -2,6 +2,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,18 @@ def creawrite(capfd):
         except SystemExit as ended: return ended.code or 0, *capfd.readouterr()
 
     return call
+
+
+def kit_command(*arguments: str, **options) -> subprocess.Popen:
+    "The kit's own command line in a process of its own, without an endpoint in its environment."
+    environment = {name: value for name, value in os.environ.items() if name not in ENDPOINT + ["CREAWRITE_ROOT"]}
+    return subprocess.Popen([sys.executable, "-m", "creawrite.runs", *arguments], cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+
+
+@pytest.fixture(scope="session")
+def smoke_run() -> str:
+    "The name of a finished smoke run of the real kit, under outputs/; an unchanged one is used again."
+    process = kit_command("run", "--profile", "smoke", "--run", "test-smoke")
+    told = process.communicate()[0]
+    assert process.returncode == 0, told
+    return "test-smoke"
