@@ -1,4 +1,4 @@
-# make paper | test | docs | lab | bench — each sets up .venv first, if that is not done yet.
+# make paper | test | docs | lab | bench | reference — each sets up .venv first, if that is not done yet.
 # Variables: PYTHON (3.11 or newer), RUN and PROFILE (for paper and docs), TORCH_INDEX (a package index for torch alone).
 SHELL := /bin/bash
 HERE := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
@@ -12,7 +12,7 @@ WANTED := $(shell cat $(HERE)/pyproject.toml $(HERE)/constraints.txt | cksum) $(
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: paper test docs lab bench setup
+.PHONY: paper test docs lab bench reference setup
 .DEFAULT_GOAL := paper
 
 paper: setup
@@ -29,6 +29,12 @@ lab: setup
 
 bench: setup
 	@cd $(HERE) && for file in bench/bench_*.py; do $(PY) $$file || exit 1; done
+
+# Tables, figures and the record of a finished run, small enough to commit: numbers and our own texts, never rows of the data.
+reference:
+	@cd $(HERE)/outputs && rm -rf reference/$(RUN) && find $(RUN) -path '*/model' -prune -o -type f ! -name '.*' \
+	  \( -name '*.csv' -o -name '*.md' -o -name '*.tex' -o -name '*.svg' -o -name '*.png' -o -name run.json -o -name 'judge*.json' \) -print0 \
+	  | xargs -0 cp --parents -t $$(mkdir -p reference && echo reference)
 
 # Torch goes first and alone: asked for as another package's dependency it may come with gigabytes of CUDA libraries.
 setup:

@@ -100,7 +100,7 @@ def reward_model_verdicts(
     known = model.score([p.query for p in pairs] * 2, [p.chosen for p in pairs] + [p.rejected for p in pairs])
     return [int(score > np.median(known)) for score in model.score(queries, responses)]
 
-# %% ../nbs/10_evaluate.ipynb #5a312260
+# %% ../nbs/10_evaluate.ipynb #d76165d0
 def write_generations(
     run: str,  # name of the run
     prompts,  # held-out prompts
@@ -120,10 +120,10 @@ async def scored(
     run: str,  # name of the run
     llm: LLM,  # who judges
     made: pd.DataFrame,  # generations
-) -> pd.DataFrame:  # the same rows with length, signal1, signal2, reward_model
-    "Signal-1 (multi-agent verdict), Signal-2 (adversarial judge) and the reward model's score of every completion."
+) -> pd.DataFrame:  # the same rows with length, length_only, signal1, signal2, reward_model
+    "Signal-1 (multi-agent verdict), Signal-2 (adversarial judge), length alone and the reward model's score of every completion."
     queries, texts = made["query"].tolist(), made["text"].tolist()
-    return made.assign(length=made["text"].str.len(),
+    return made.assign(length=made["text"].str.len(), length_only=(made["text"].str.len() > length_rule(run)).astype(int),
                        signal1=pd.array(await Framework(llm).verdicts(queries, texts), dtype="Int64"),
                        signal2=pd.array(await Judge.load(run, llm).verdicts(queries, texts), dtype="Int64"),
                        reward_model=RewardModel.load(run_dir(run) / "reward_model" / "model").score(queries, texts))

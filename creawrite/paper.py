@@ -96,7 +96,7 @@ def framework_table(
         if not part.empty: rows.append({"Rows": shown, "Evaluator": label, "n (good)": f"{part.n.iloc[0]} ({part.good.iloc[0]})", "missing": part.missing.iloc[0], **{METRICS[m]: percent(part.loc[m]) for m in METRICS}})
     return pd.DataFrame(rows)
 
-# %% ../nbs/12_paper.ipynb #b54a2e99
+# %% ../nbs/12_paper.ipynb #ca0d7fdc
 TABLE2 = {"GPT-4o": None, "Ernie-4.5": None, "DeepSeek-V3": None, "Qwen2.5-7B-Instruct": "base", "SFT": "sft", "RM+RL": "base-rm", "LLM-as-a-Judge+RL": "base-judge",
           "SFT+RM+RL": "sft-rm", "SFT+LLM-as-a-Judge+RL": "sft-judge"}
 SCENES = {"table2": "high-frequency", "table3": "general"}
@@ -105,14 +105,14 @@ SCENES = {"table2": "high-frequency", "table3": "general"}
 def excellence_table(
     excellence: pd.DataFrame,  # evaluate/excellence.csv
     table: str,  # table2 or table3
-) -> pd.DataFrame:  # Model, n, Signal-1, Signal-2, Human: ours and published
+) -> pd.DataFrame:  # Model, n, Length only, then Signal-1, Signal-2, Human: ours and published
     "Excellence rates of one scene in the paper's shape; human cells of ours wait for ratings."
     rows = []
     for label, policy in TABLE2.items():
         part = excellence[(excellence.scene == SCENES[table]) & (excellence.policy == policy)].set_index("signal")
         ours = {signal: percent(part.loc[signal]) if signal in part.index else "" for signal in ("Signal-1", "Signal-2")} | {"Human": ""}
         shown = label if label != "Qwen2.5-7B-Instruct" else "Qwen2.5-7B-Instruct (here: base)"
-        rows.append({"Model": shown, "n": str(part.n.max()) if len(part) else "",
+        rows.append({"Model": shown, "n": str(part.n.max()) if len(part) else "", "Length only (baseline)": percent(part.loc["Length only"]) if len(part) else "",
                      **{f"{signal}{kind}": value for signal in ours for kind, value in (("", ours[signal]), (" (published)", published(f"Table {table[-1]}", label, signal)))}})
     return pd.DataFrame(rows)
 

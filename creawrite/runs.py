@@ -849,7 +849,7 @@ def outlook(
     left = duration(sum(known.get(other, 0) for other in waiting))
     return f"about {duration(known[name])}, {'' if set(waiting) <= set(known) else 'more than '}{left} left"
 
-# %% ../nbs/00_runs.ipynb #72cdce96
+# %% ../nbs/00_runs.ipynb #566c584f
 def ahead(
     plan: Plan,
     record: dict,  # of the run
@@ -928,7 +928,7 @@ def run_stages(
                 say(f"        done in {duration(time.monotonic() - started)}")
             waiting = [name for name in waiting if name != stage.name]
         hashes.save()
-    say(f"{duration(time.monotonic() - began)} in all; everything lies in outputs/{plan.run}/")
+    say(f"{duration(time.monotonic() - began)} in all")
 
 # %% ../nbs/00_runs.ipynb #060d43a7
 def status(
@@ -949,7 +949,7 @@ def status(
         rows.append({"stage": stage.name, "status": found, "time": took, "when": old.get("when", ""), "why": why})
     return pd.DataFrame(rows)
 
-# %% ../nbs/00_runs.ipynb #dd6fbdfb
+# %% ../nbs/00_runs.ipynb #b81e5593
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Runs the notebooks of the kit.")
 data_app = typer.Typer(no_args_is_help=True, help="The released data.")
 app.add_typer(data_app, name="data")
@@ -972,6 +972,7 @@ def run_command(
         print("\nstopped; the same command resumes there", file=sys.stderr)
         raise typer.Exit(130) from None
     for table in [] if only else sorted((run_dir(plan.run) / "paper").glob("table*.md")): print(f"\n{table.read_text(encoding='utf-8').strip()}")
+    print(f"\nTables, figures, executed notebooks and artifacts: everything lies in outputs/{plan.run}/")
 
 
 @app.command("status")
