@@ -208,7 +208,8 @@ def test_search_button_leads_to_a_page(tab):
     tab.locator("input[name=q]:visible").first.fill("length_matched")
     tab.keyboard.press("Enter")
     tab.locator("#search-results li a").first.click()
-    assert tab.locator("h1").is_visible() and "search.html" not in tab.url
+    tab.wait_for_url(lambda url: "/search.html" not in url)
+    tab.locator("h1").first.wait_for(state="visible")
 
 
 @browser
@@ -219,7 +220,8 @@ def test_dark_mode(tab):
     light = background()
     tab.locator("button.theme-switch-button:visible").first.click()
     tab.locator("[data-mode=dark]:visible").last.click()
-    assert tab.evaluate("document.documentElement.dataset.theme") == "dark" and background() != light
+    tab.wait_for_function("document.documentElement.dataset.theme == 'dark'")
+    assert background() != light
     tab.goto(f"{tab.address}/nbs/{STAGES[0]}.html")
     assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
 
@@ -231,4 +233,5 @@ def test_folded_code_opens(tab):
     code = tab.locator("details.hide pre").first
     assert not code.is_visible()
     tab.locator("details.hide summary").first.click()
-    assert code.is_visible() and "def wilson" in code.inner_text()
+    code.wait_for(state="visible")
+    assert "def wilson" in code.inner_text()
