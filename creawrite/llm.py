@@ -253,7 +253,7 @@ class Gate:
         most: int,  # calls at once, at most
     ):
         self.limit = self.most = most
-        self.busy, self.cut, self.opens, self.turn = 0, 0.0, 0.0, asyncio.Condition()
+        self.busy, self.cut, self.rose, self.opens, self.turn = 0, -1.0, 0.0, 0.0, asyncio.Condition()
 
     async def __aenter__(self):
         async with self.turn:
@@ -265,15 +265,18 @@ class Gate:
             self.busy -= 1
             self.turn.notify(2)  # one for this place, one for a place that the limit may have gained
 
-    def faster(self): self.limit = min(self.most, self.limit + 1 / self.limit)
+    def faster(self):
+        "A call was answered."
+        now = time.monotonic()
+        self.limit, self.rose = min(self.most, self.limit + min(1 / self.limit, self.most / 10 * (now - self.rose))), now
 
     def slower(self,
         began: float,  # when the call was sent that failed, time.monotonic()
         wait: float = 0,  # seconds that the server asks for
     ):
-        "Halve, but only once for calls that were under way together."
+        "Halve, but only once for calls that were under way together, and once a second."
         now = time.monotonic()
-        if began >= self.cut: self.limit, self.cut = max(1, self.limit / 2), now
+        if began >= self.cut and now - self.cut > 1: self.limit, self.cut = max(1, self.limit / 2), now
         self.opens = max(self.opens, now + wait)
 
 # %% ../nbs/03_llm.ipynb #b4wire
