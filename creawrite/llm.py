@@ -503,7 +503,7 @@ class LLM:
             began, answered = time.monotonic(), self.answered
             try:
                 async with asyncio.timeout(self.limits.seconds_per_question): raw = await self.send(client, request, schema)
-                (status, reply, tokens_in, tokens_out), retries = read_body(raw.content), raw.retries_taken
+                (status, reply, tokens_in, tokens_out), retries = read_body(raw.content), int(raw.request.headers.get("x-stainless-retry-count", 0))
                 self.answered += 1
                 gate.faster()
             except (openai.APIError, TimeoutError) as error:
@@ -518,12 +518,12 @@ class LLM:
 
     async def send(self, client, request, schema):
         "The call itself; an endpoint that knows no response_format is asked in a plainer form from then on."
-        settings = {name: request[name] for name in ("model", "messages", "temperature", "max_tokens")}
+        body = {name: request[name] for name in ("model", "messages", "temperature", "max_tokens")} | {"seed": request["sample"] * 1000 + request["attempt"]}
         while True:
             kind = self.formats[0]
             form = {"type": kind} | ({"json_schema": {"name": schema.__name__, "schema": request["schema"], "strict": True}} if kind == "json_schema" else {})
-            # extra_body: openai would walk the whole schema on each call, which takes longer than all the rest
-            try: return await client.chat.completions.with_raw_response.create(**settings, seed=request["sample"] * 1000 + request["attempt"], extra_body={"response_format": form} if kind else None)
+            # post: chat.completions.create walks every message and the schema first, which takes longer than all the rest
+            try: return await client.post("/chat/completions", cast_to=httpx2.Response, body=body | ({"response_format": form} if kind else {}))
             except openai.BadRequestError as error:
                 if len(self.formats) == 1 or not re.search(r"response_format|json_schema|json_object|schema", str(error)): raise
                 self.formats = [other for other in self.formats if other != kind]
