@@ -475,7 +475,7 @@ class LLM:
             answer = parse(reply, schema) if status == "stop" else None
             if answer is not None: return answer
             reason = f"{role}: " + ("reply fits no schema" if status == "stop" else f"reply ended with {status}")
-            if status.startswith("refused"): break  # the same request would be refused again
+            if status.startswith(("refused", "failed")): break  # the same request would be refused again; failed: openai has tried it often enough
         if self.mode != "replay": self.ledger.miss(key, reason)
         self.missing.append(reason)
         return Missing(reason=reason)

@@ -51,7 +51,7 @@ class Faults:
 
     async def reply(self, request, kind, right):
         error = lambda status, headers={}: web.json_response({"error": {"message": "no", "type": "x"}}, status=status, headers=headers)
-        if kind.startswith("429"): return error(429, {"Retry-After": "1"} if kind == "429 after" else {})
+        if kind.startswith("429"): return error(429, {"Retry-After": self.options.after} if kind == "429 after" else {})
         if kind.isdigit(): return error(int(kind))
         if kind == "reset":
             request.transport.abort()
@@ -80,8 +80,8 @@ class Faults:
 class Served:
     "The endpoint as a process of its own; `with` gives its address."
 
-    def __init__(self, rate=0.0, latency=0.0, seed=7, kinds=RETRIED + ASKED_AGAIN + HARMLESS, always={}, most=10**9, drip=0.05, spread=True):
-        options = dict(rate=rate, latency=latency, seed=seed, kinds=kinds, always=always, most=most, drip=drip, spread=spread)
+    def __init__(self, rate=0.0, latency=0.0, seed=7, kinds=RETRIED + ASKED_AGAIN + HARMLESS, always={}, most=10**9, drip=0.05, spread=True, after="1"):
+        options = dict(rate=rate, latency=latency, seed=seed, kinds=kinds, always=always, most=most, drip=drip, spread=spread, after=after)
         self.command = [sys.executable, __file__, json.dumps(options)]
 
     def __enter__(self):
