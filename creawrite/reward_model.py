@@ -203,7 +203,7 @@ def figure_calibration(
     figure_style()
     figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.3), sharey=True, layout="constrained")
     for ax, name in zip(axes, shown):
-        ax.plot([0.5, 1], [0.5, 1], color=INKS[3], linewidth=0.8)
+        ax.plot([0.5, 1], [0.5, 1], color=INKS[0], linewidth=0.8, linestyle=":")
         for (evaluator, part), ink, mark, dash in zip(table[table.slice == name].groupby("evaluator", sort=False), INKS, MARKERS, DASHES):
             ax.errorbar(part.confidence, part.value, [(part.value - part.low).clip(lower=0), (part.high - part.value).clip(lower=0)],
                         color=ink, marker=mark, linestyle=dash, markersize=4, elinewidth=0.7, capsize=2, label=evaluator)
@@ -225,9 +225,9 @@ def training_figure(
     log[log.metric == "accuracy"].plot(x="step", y="value", ax=left, color=INKS[0], legend=False)
     left.set(ylabel="pair accuracy, training", ylim=(0, 1.02))
     edges = np.linspace(margin.min(), margin.max(), 31)
-    right.hist(margin, edges, density=True, color="#c8c8c8", label=f"all (n = {len(margin):,})")
+    right.hist(margin, edges, density=True, color="#c8c8c8", edgecolor="none", label=f"all (n = {len(margin):,})")
     right.hist(near, edges, density=len(near) > 0, histtype="step", color=INKS[0], linestyle=DASHES[1], label=f"length-matched (n = {len(near):,})")
     right.axvline(0, color=INKS[1], linestyle=DASHES[2], linewidth=1)
     right.set(xlabel="r(chosen) - r(rejected)", ylabel="density of test pairs")
-    right.legend(frameon=False)
+    right.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return figure
