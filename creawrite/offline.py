@@ -10,13 +10,14 @@ them. What they are good for: the mechanics of both paths, tests, and an honest 
 
 # %% auto #0
 __all__ = ['OCCASIONS', 'EXCLUSIVE', 'RECEIVERS', 'STOCK', 'IMAGES', 'WISH', 'FEELING', 'CASUAL', 'OFFICIAL', 'DARK', 'PUSH',
-           'SELLING', 'GRADER', 'DETAIL_STOP', 'FLAWS', 'STRENGTHS', 'ANSWERS', 'BANK', 'CLOSINGS', 'LENIENT', 'STRICT',
-           'MODEL', 'app', 'found', 'named', 'details', 'touched', 'Flaw', 'flaw', 'clauses', 'plain', 'other',
-           'find_cliche', 'find_missed_detail', 'find_wrong_target', 'find_wrong_tone', 'find_taboo', 'find_pressure',
-           'find_advertising', 'find_language_error', 'find_repetition', 'find_broken_constraint', 'find_off_topic',
-           'find_injection', 'flaws_in', 'strengths_in', 'verdict', 'answers', 'mentioned', 'points', 'say_strengths',
-           'say_weaknesses', 'say_verdict', 'say_reflection', 'compose', 'say_candidate', 'detect', 'say_bad_greeting',
-           'say_detection', 'say_insight', 'say_strategy', 'refuse', 'completions', 'models', 'main']
+           'SELLING', 'GRADER', 'DETAIL_STOP', 'FLAWS', 'STRENGTHS', 'ANSWERS', 'REFUTED_BY', 'BANK', 'CLOSINGS',
+           'LENIENT', 'STRICT', 'MODEL', 'app', 'found', 'named', 'details', 'touched', 'Flaw', 'flaw', 'clauses',
+           'plain', 'other', 'find_cliche', 'find_missed_detail', 'find_wrong_target', 'find_wrong_tone', 'find_taboo',
+           'find_pressure', 'find_advertising', 'find_language_error', 'find_repetition', 'find_broken_constraint',
+           'find_off_topic', 'find_injection', 'flaws_in', 'strengths_in', 'verdict', 'answers', 'mentioned', 'points',
+           'say_strengths', 'say_weaknesses', 'say_verdict', 'say_reflection', 'compose', 'say_candidate', 'detect',
+           'say_bad_greeting', 'say_detection', 'say_insight', 'say_strategy', 'refuse', 'completions', 'models',
+           'main']
 
 # %% ../nbs/04_offline.ipynb #9570ccec
 import hashlib, json, random, re, sys, time
@@ -276,20 +277,26 @@ def say_weaknesses(m, rng): return {"points": points(flaws_in(m["query"], m["res
 
 @answers("Verdict")
 def say_verdict(m, rng):
+    "Weighs the two lists, strictly; a list that nobody wrote counts as no flaw, and as just enough strengths."
     weak = mentioned([p["point"] for p in m.get("weaknesses", [])])
     judge = verdict(set(weak), len(m.get("strengths", [])) if "strengths" in m else 3)
     return {"judge": judge, "reason": "缺点：" + "、".join(FLAWS[id].zh for id in weak) if weak else "未见明显缺点" if judge else "可取之处太少"}
 
 
+REFUTED_BY = {"cliche": "有新意", "missed_detail": "切合对象"}  # the strength that takes a slight flaw back
+
+
 @answers("Reflection")
 def say_reflection(m, rng):
-    "Looks at the text itself: it clears a verdict that rests on slight flaws alone, and sinks one that overlooked a grave flaw."
-    flaws, first = flaws_in(m["query"], m["response"]), m.get("judge")
-    grave, strong = [id for id in flaws if FLAWS[id].weight > 1], len(strengths_in(m["query"], m["response"]))
-    second = 0 if grave or strong < 2 else 1 if len(flaws) <= 1 and strong >= 3 else first
-    if second is None: second = verdict(set(flaws), strong)
-    reason = "维持原判" if second == first else "另见" + "、".join(FLAWS[id].zh for id in grave) if grave else "细看之下，轻微不足不掩长处" if second else "可取之处太少"
-    return {"judge": second, "reason": reason}
+    "Overturns for a reason in the text alone: a grave flaw that no list holds, or one slight flaw that the text refutes. Without a first verdict more must speak for the text than against it."
+    flaws, strong, first = flaws_in(m["query"], m["response"]), strengths_in(m["query"], m["response"]), m.get("judge")
+    grave, listed = [id for id in flaws if FLAWS[id].weight > 1], mentioned([p["point"] for p in m.get("weaknesses", [])])
+    if first is None: return {"judge": int(not grave and len(strong) > len(flaws)), "reason": f"优点 {len(strong)} 项，缺点 {len(flaws)} 项"}
+    overlooked, refuted = [id for id in grave if id not in listed], [id for id in flaws if REFUTED_BY.get(id) in strong]
+    if first and overlooked: return {"judge": 0, "reason": "两方都没有提到" + "、".join(FLAWS[id].zh for id in overlooked)}
+    if not first and refuted == list(flaws) and len(flaws) == 1 and len(strong) >= 3:
+        return {"judge": 1, "reason": f"原文{REFUTED_BY[refuted[0]]}（{strong[REFUTED_BY[refuted[0]]]}），「{FLAWS[refuted[0]].zh}」不成立"}
+    return {"judge": first, "reason": "维持原判"}
 
 # %% ../nbs/04_offline.ipynb #2b6545a9
 BANK = {

@@ -402,7 +402,7 @@ READS = {
     "audit": ["data"],
     "llm": [],
     "offline": [],
-    "multi_agent": ["data"],
+    "multi_agent": ["data", "audit"],
     "adversarial": ["data"],
     "sft": ["data"],
     "reward_model": ["data", "sft", "multi_agent"],

@@ -160,3 +160,21 @@ def test_released_data_gives_the_known_figures(kit):
     queries = {name: {row.query for row in data.load("t", name)} for name in ("evaluation", "pairs_train", "pairs_test")}
     asked = queries["evaluation"]
     assert [len(asked), len(asked & queries["pairs_train"]), len(asked & queries["pairs_test"])] == [1942, 1000, 814]
+
+
+def test_near_duplicates_are_those_of_every_comparison():
+    rng = np.random.default_rng(0)
+    base = ["".join(rng.choice(list("春夏秋冬风花雪月山水"), rng.integers(1, 30))) for _ in range(120)]
+    near = [text[:cut] + "愿" + text[cut:] for text in base for cut in [rng.integers(0, len(text) + 1)]]
+    texts = [base[0], *base, *near, "", "！", "AB", "ab。"]
+    overlap = lambda a, b: len(audit.grams(a) & audit.grams(b)) / len(audit.grams(a) | audit.grams(b))
+    for threshold in (0.5, 0.8, 1.0):
+        wanted = [(i, j) for i in range(len(texts)) for j in range(i + 1, len(texts)) if overlap(texts[i], texts[j]) >= threshold - 1e-9]
+        assert audit.near_duplicates(texts, threshold=threshold) == wanted and len(wanted) > 1
+        across = [(i, j) for i, a in enumerate(near) for j, b in enumerate(base) if overlap(a, b) >= threshold - 1e-9]
+        assert audit.near_duplicates(near, base, threshold) == across
+
+
+def test_groups_follow_chains():
+    assert audit.groups(6, [(0, 1), (1, 2), (3, 4)]) == [0, 0, 0, 1, 1, 2]
+    assert audit.groups(2, []) == [0, 1] and audit.groups(0, []) == []

@@ -1,0 +1,124 @@
+"The reward model: one output wherever it is computed, and what is length in it."
+import json, subprocess, sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForSequenceClassification
+
+from creawrite import reward_model, sft
+from creawrite.data import PreferencePair
+from creawrite.reward_model import RewardModel, margins
+from creawrite.runs import KitError, run_dir
+
+from conftest import REPOSITORY
+
+QUERIES = [f"给{who}的生日祝福" for who in ("爷爷", "同桌", "邻居", "教练", "妈妈", "老师")]
+TEXTS = [f"愿{query[1:3]}日日有晴，岁岁有花{'，所想都如愿' * (i % 3)}。" for i, query in enumerate(QUERIES)]
+PAIRS = [PreferencePair(id=str(i), query=query, chosen=text, rejected=f"祝{query[1:3]}快乐。") for i, (query, text) in enumerate(zip(QUERIES, TEXTS))]
+FAST = dict(lora_rank=4, learning_rate=1e-2, max_steps=2, batch_size=2, max_length=96, precision="fp32", gradient_checkpointing=False)
+SCORE = """
+import json, sys
+from creawrite.reward_model import RewardModel
+queries, texts = json.loads(sys.argv[1])
+print(json.dumps([RewardModel.load(folder).score(queries, texts).tolist() for folder in sys.argv[2:]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    "A base of a few thousand random weights in a kit of its own."
+    folder = tmp_path_factory.mktemp("kit")
+    (folder / "nbs").mkdir()
+    (folder / "settings.ini").write_text("[smoke]\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CREAWRITE_ROOT", str(folder))
+        torch.set_num_threads(1)
+        tokenizer = sft.train_tokenizer([sft.messages(query) + sft.answer(text) for query, text in zip(QUERIES, TEXTS)], 300)
+        sft.save_model(sft.policy_dir("r", "base"), sft.new_model(tokenizer, 16, 1, 2, 32, seed=1), tokenizer, name="base")
+        yield sft.policy_dir("r", "base"), tokenizer
+
+
+def in_a_new_process(*folders):
+    told = subprocess.run([sys.executable, "-c", SCORE, json.dumps([QUERIES, TEXTS]), *map(str, folders)], cwd=REPOSITORY, capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    return np.array(json.loads(told.stdout))
+
+
+def adapted(base):
+    "A model with an adapter that does something, and the model without it."
+    folder, tokenizer = base
+    plain = lambda: AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, pad_token_id=tokenizer.pad_token_id)
+    return get_peft_model(plain(), sft.lora(4, task_type="SEQ_CLS", modules_to_save=["score"], init_lora_weights=False)), plain
+
+
+def test_merged_saved_and_reloaded_in_a_new_process_the_scores_are_the_same(base, tmp_path):
+    (model, plain), tokenizer = adapted(base), base[1]
+    score = lambda model: RewardModel(model, tokenizer).score(QUERIES, TEXTS)
+    before = score(model)
+    assert np.abs(before - score(plain())).max() > 1e-3, "the adapter does something"
+    model.save_pretrained(tmp_path / "adapter")
+    merged = PeftModel.from_pretrained(plain(), tmp_path / "adapter").merge_and_unload()
+    sft.save_model(tmp_path / "merged", merged, tokenizer, card="reward_model.json")
+    trained = {debias: reward_model.train("r", PAIRS, 1, debias=debias, name=debias, **FAST).score(QUERIES, TEXTS) for debias in ("none", "residual")}
+    folders = [tmp_path / "merged", *(run_dir("r") / "reward_model" / debias for debias in trained)]
+    assert np.abs(score(merged) - before).max() < 1e-5
+    assert np.abs(in_a_new_process(*folders) - np.array([before, *trained.values()])).max() < 1e-5
+
+
+@pytest.mark.parametrize("debias", ["none", "residual"])
+def test_what_is_saved_is_plain_with_one_output(base, debias):
+    reward_model.train("r", PAIRS, 1, debias=debias, **FAST)
+    folder = run_dir("r") / "reward_model" / "model"
+    plain = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert plain.config.num_labels == 1 and not [name for name, _ in plain.named_parameters() if "lora" in name]
+    assert bool(json.loads((folder / "reward_model.json").read_text())["per_character"]) == (debias == "residual")
+
+
+def test_a_comparison_lies_beside_the_model(base):
+    reward_model.train("r", PAIRS, 1, **FAST)
+    before = (run_dir("r") / "reward_model" / "model" / "model.safetensors").read_bytes()
+    reward_model.train("r", PAIRS[:2], 1, name="comparison", **FAST)
+    folder = run_dir("r") / "reward_model"
+    assert (folder / "model" / "model.safetensors").read_bytes() == before != (folder / "comparison" / "model.safetensors").read_bytes()
+    assert {"log.csv", "log_comparison.csv"} <= {path.name for path in folder.iterdir()}
+
+
+def pairs(*gaps): return [PreferencePair(id=str(i), query="祝福", chosen="好" * (20 + gap), rejected="坏" * 20) for i, gap in enumerate(gaps)]
+
+
+def test_matched_pairs_are_close_and_balanced():
+    kept = reward_model.length_gaps(reward_model.matched(pairs(0, 1, 2, 3, -2, 9, -9, 0), close=5))
+    assert sorted(kept) == [-2, 0, 0, 1]
+    with pytest.raises(KitError, match="raise it"): reward_model.matched(pairs(9, 8), close=5)
+
+
+def test_a_score_that_is_length_has_nothing_left_without_its_trend():
+    some = pairs(1, 5, -3, 12)
+    by_length = margins(lambda queries, texts: np.array([3.0 * len(text) for text in texts]), some)
+    trend = reward_model.length_trend(by_length, some)
+    assert trend == pytest.approx(3) and np.abs(by_length - trend * reward_model.length_gaps(some)).max() < 1e-9
+
+
+def test_calibration_by_hand():
+    some, values = pairs(*range(1, 9)), np.array([0.1, -0.1, 0.2, 0.2, 3, 3, 3, -3])
+    table = reward_model.calibration({"x": values}, some, {"all": [pair.id for pair in some], "none": []}, bins=2)
+    assert table.slice.tolist() == ["all", "all"] and table.value.tolist() == [0.75, 0.75]
+    assert table.confidence.tolist() == pytest.approx([np.mean(1 / (1 + np.exp([-0.1, -0.1, -0.2, -0.2]))), 1 / (1 + np.exp(-3))])
+    assert table.eval("low < value < high").all()
+
+
+def test_length_alone_is_fitted_and_may_turn_round():
+    shorter = reward_model.length_margins(pairs(-3, -4, -5, 2), pairs(-1, 1))
+    assert (shorter > 0).tolist() == [True, False]
+
+
+def test_the_figures_draw_what_is_there(tmp_path):
+    some = pairs(*range(1, 9))
+    table = reward_model.calibration({"a": np.linspace(-1, 3, 8), "b": np.ones(8)}, some, {name: [pair.id for pair in some] for name in ("all", "length_matched")})
+    figure = reward_model.figure_calibration(table)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["a", "b"] and len(figure.axes) == 2
+    log = pd.DataFrame([(1, "accuracy", 0.5), (2, "accuracy", 0.7)], columns=["step", "metric", "value"])
+    assert len(reward_model.training_figure(log, np.linspace(-1, 3, 8), np.array([])).axes) == 2
