@@ -22,7 +22,7 @@ __all__ = ['CJK_FONTS', 'INKS', 'MARKERS', 'DASHES', 'OWN_KEYS', 'NO_PROFILE', '
            'export_command', 'import_command', 'check_command', 'fetch_command', 'main']
 
 # %% ../nbs/00_runs.ipynb #fc50fda6
-import ast, configparser, difflib, hashlib, importlib.metadata, importlib.util, json, os, platform, re, shutil, signal, subprocess, sys, threading, time
+import ast, configparser, difflib, hashlib, importlib.metadata, importlib.util, json, os, platform, re, shutil, subprocess, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -739,6 +739,9 @@ class Indented:
 
     def close(self):
         if self.rest: self.write("\n")
+
+# %% ../nbs/00_runs.ipynb #16ab6008
+import signal, threading  # here, not at the top: a change there makes every stage stale
 
 # %% ../nbs/00_runs.ipynb #86d6e43b
 class Stop:
