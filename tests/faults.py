@@ -45,7 +45,9 @@ class Faults:
         self.told["most under way"] = max(self.told["most under way"], self.told["under way"])
         try:
             await asyncio.sleep(rng.expovariate(1 / self.options.latency) if self.options.latency and self.options.spread else self.options.latency)
-            if self.told["under way"] > self.options.most: kind = "429"
+            if self.told["under way"] > self.options.most:
+                kind = "429"
+                self.told["throttled"] += 1
             return await self.reply(request, kind, right)
         finally: self.told["under way"] -= 1
 

@@ -19,12 +19,12 @@ from creawrite.adversarial import DETECT, Detection
 from creawrite.runs import KitError, run_dir
 
 KEY = "sk-not-a-real-key-0123456789"
-LIMITS = "[smoke]\n[limits]\nin_flight = 64\nseconds_per_try = 1\n"
+LIMITS = "[smoke]\n[limits]\nin_flight = 64\nseconds_per_try = 10\n"
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    "A throwaway kit whose settings limit a try to a second."
+    "A throwaway kit with 64 calls in flight."
     (tmp_path / "nbs").mkdir()
     (tmp_path / "settings.ini").write_text(LIMITS)
     monkeypatch.setenv("CREAWRITE_ROOT", str(tmp_path))
@@ -147,10 +147,9 @@ def test_concurrency_falls_to_what_the_endpoint_bears_and_climbs_again(folder):
 
         async def watched():
             async for _ in stream(questions(llm, 400)): seen.append((await llm.here())[1].limit)
-            (await llm.here())[1].cut -= 2
         asyncio.run(watched())
         told = server.told()
-    assert min(seen) < 16 and told["429"] < 400 < told["tries"], "it must not go on at full speed"
+    assert min(seen) < 16 and 0 < told["throttled"] < 200, "it must not go on at full speed"
     assert any(later > earlier for earlier, later in zip(seen, seen[1:])), "it never climbed"
 
 
@@ -208,7 +207,7 @@ def test_told_to_stop_it_records_what_is_in_flight(folder, number):
 def test_two_processes_share_a_ledger(folder):
     with Served(latency=0.01) as server:
         both = [start(folder, server, 200) for _ in range(2)]
-        assert [process.communicate()[0].strip() for process in both] == ["200 answered, 0 missing"] * 2
+        assert [process.communicate()[0].splitlines()[-1] for process in both] == ["200 answered, 0 missing"] * 2
         assert recorded(folder) == 200
         assert open_llm("t", mode="replay").ledger.costs().calls.sum() == server.told()["whole"], "each call is billed, also the one that came second"
 
