@@ -3,6 +3,7 @@
 The server is a process of its own. Prints calls per second, CPU per call, replay speed and memory, as ratios. No threshold: machines differ.
 """
 import asyncio
+import json
 import os
 import resource
 import sys
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from asker import Verdict, questions
 from faults import Served
 
-from creawrite.llm import LLM, Endpoint, Ledger, Limits, chat, gather, parse, remote, stream
+from creawrite.llm import LLM, Endpoint, Ledger, Limits, chat, gather, key_of, parse, remote, stream
 
 os.environ["OPENAI_API_KEY"] = "none"
 
@@ -45,6 +46,14 @@ def ours(folder, url, n, mode="auto", in_flight=64):
     assert all(asyncio.run(gather(questions(llm, n))))
 
 
+def record(folder, n):
+    "n answers in a ledger, without a server."
+    llm = LLM(Ledger(folder / "ledger.sqlite"), "m @ bench", None, "m")
+    for number in range(n):
+        request = json.dumps(llm.request(chat("判断。", {"id": number}, Verdict), Verdict, 0, 0.0, 64, 0), ensure_ascii=False, sort_keys=True)
+        llm.ledger.put(key=key_of(llm.label, request), engine=llm.label, role="judge", request=request, status="stop", reply='{"judge": 1}', tokens_in=100, tokens_out=10, seconds=0.1)
+
+
 async def replay(llm, n):
     "n answers from a ledger of 1,000, kept by nobody."
     ended = 0
@@ -69,7 +78,7 @@ with tempfile.TemporaryDirectory() as name:
         print(f"zero-latency server, {label:31s} {2000 / clock:8,.0f} calls/s  {cpu / 2:6.2f} ms CPU per call")
     print(f"  this client / upstream's pattern: {theirs[0] / mine[0]:.2f} x calls per second, {mine[1] / theirs[1]:.2f} x CPU per call")
 
-    with Served() as server: ours(folder / "replay", server.url, 20_000)
+    record(folder / "replay", 20_000)
     again, _ = measured(lambda: ours(folder / "replay", "http://127.0.0.1:9/v1", 20_000, "replay"))
     print(f"replay of 20,000 recorded answers: {20_000 / again:,.0f} per second, {20_000 / again / 5000:.2f} x 5,000")
 

@@ -52,7 +52,8 @@ class Faults:
         finally: self.told["under way"] -= 1
 
     async def reply(self, request, kind, right):
-        error = lambda status, headers={}: web.json_response({"error": {"message": "no", "type": "x"}}, status=status, headers=headers)
+        message = f"no, {request.headers['Authorization']}"  # some endpoints do repeat the key
+        error = lambda status, headers={}: web.json_response({"error": {"message": message, "type": "x"}}, status=status, headers=headers)
         if kind.startswith("429"): return error(429, {"Retry-After": self.options.after} if kind == "429 after" else {})
         if kind.isdigit(): return error(int(kind))
         if kind == "reset":
