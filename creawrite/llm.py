@@ -19,6 +19,7 @@ __all__ = ['OFFLINE', 'OPEN', 'CLOSE', 'COLUMNS', 'BILL', 'GRACE', 'PATHS', 'End
 
 # %% ../nbs/03_llm.ipynb #f2997769
 import asyncio, email.utils, hashlib, json, lzma, os, re, signal, sqlite3, threading, time
+from collections import deque
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -219,8 +220,7 @@ class Ledger:
         row = {"stage": "", "calls": 1, "retries": 0, "missing": None, "at": time.time()} | row
         adds = [f"{name} = calls.{name} + excluded.{name}" for name in BILL] + [f"{name} = excluded.{name}" for name in ("status", "reply", "missing", "at") if replace]
         sql = f"INSERT INTO calls VALUES ({','.join('?' * len(COLUMNS))}) ON CONFLICT(key) DO UPDATE SET {', '.join(adds)} RETURNING status, reply"
-        self.spent(row["engine"])
-        with self.lock: self.sums[row["engine"]] = [old + row[name] for old, name in zip(self.sums.get(row["engine"], [0, 0, 0]), ("calls", "tokens_in", "tokens_out"))]
+        if self.version: self.sums[row["engine"]] = [old + row[name] for old, name in zip(self.sums.get(row["engine"], [0, 0, 0]), ("calls", "tokens_in", "tokens_out"))]
         return self.query(sql, *map(row.get, COLUMNS))[0]
 
     def miss(self,
@@ -253,17 +253,28 @@ class Gate:
         most: int,  # calls at once, at most
     ):
         self.limit = self.most = most
-        self.busy, self.cut, self.rose, self.opens, self.turn = 0, -1.0, 0.0, 0.0, asyncio.Condition()
+        self.busy, self.cut, self.rose, self.opens, self.queue = 0, -1.0, 0.0, 0.0, deque()
 
     async def __aenter__(self):
-        async with self.turn:
-            await self.turn.wait_for(lambda: self.busy < int(self.limit))
-            self.busy += 1
+        while self.busy >= int(self.limit):
+            self.queue.append(turn := asyncio.get_running_loop().create_future())
+            try: await turn
+            except asyncio.CancelledError:
+                self.wake()  # the turn goes to the next one
+                raise
+        self.busy += 1
 
     async def __aexit__(self, *_):
-        async with self.turn:
-            self.busy -= 1
-            self.turn.notify(2)  # one for this place, one for a place that the limit may have gained
+        self.busy -= 1
+        self.wake()
+
+    def wake(self):
+        "Call as many of those who wait as there are free places."
+        free = int(self.limit) - self.busy
+        while self.queue and free > 0:
+            if not (turn := self.queue.popleft()).done():
+                turn.set_result(None)
+                free -= 1
 
     def faster(self):
         "A call was answered."
