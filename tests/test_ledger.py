@@ -139,15 +139,14 @@ def asking_kit(folder: Path, server, questions=200):
     return kit, lambda: subprocess.Popen([sys.executable, "-m", "creawrite.runs", "run", "--only", "ask"], cwd=kit, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_told_to_stop_records_what_is_in_flight_and_goes_on(tmp_path, number):
+def test_a_run_told_to_stop_records_what_is_in_flight_and_goes_on(tmp_path):
     with Served(latency=0.4, spread=False) as server:
         kit, start = asking_kit(tmp_path, server)
         runner = start()
         while server.told().get("under way", 0) < 32:
             assert runner.poll() is None, runner.stdout.read()
             time.sleep(0.02)
-        runner.send_signal(number)
+        runner.send_signal(signal.SIGTERM)
         told = runner.communicate()[0]
         assert runner.returncode == 130 and "stopped; the same command resumes there" in told and "Traceback" not in told
         served, ledger = server.told(), Ledger(kit / "outputs/smoke/ledger.sqlite")
@@ -156,7 +155,7 @@ def test_a_run_told_to_stop_records_what_is_in_flight_and_goes_on(tmp_path, numb
         assert "200 answers" in told and server.told()["whole"] == 200, "nothing was asked twice"
 
 
-@pytest.mark.parametrize("rate, kinds", [(0.0, [""]), (1.0, ["401"]), (1.0, ["400"]), (0.2, ["500", "no JSON", "reset"])])
+@pytest.mark.parametrize("rate, kinds", [(0.2, ["500", "no JSON", "reset"]), (1.0, ["400"])])
 def test_no_key_in_ledger_notebooks_records_or_messages(tmp_path, rate, kinds):
     with Served(rate=rate, kinds=kinds) as server:
         kit, start = asking_kit(tmp_path, server, 30)
