@@ -23,6 +23,7 @@ from creawrite.llm import OFFLINE, LLM, Ledger, chat, cost_table, embedded, gath
 from creawrite.multi_agent import Framework
 from creawrite.offline import FLAWS
 from creawrite.offline import detect as rulebook
+from creawrite.offline import flaws_in
 from creawrite.runs import KitError, run_dir
 
 KEY = "sk-not-a-real-key-0123456789"
@@ -220,19 +221,19 @@ def test_injections_reach_the_endpoint_only_as_data(tmp_path):
 @pytest.mark.parametrize("place", ["before", "after", "in the query"])
 def test_injections_do_not_change_the_offline_verdict(tmp_path, place):
     client = LLM(Ledger(tmp_path / "ledger.sqlite"), OFFLINE, embedded(), "offline-rulebook")
-    # flaws of words; a repetition is diluted by any sentence more, and a text off topic gains the wish that an attack may hold
+    # flaws of words, which the rules find; a repetition is diluted by any sentence more, and a text off topic gains the wish that an attack may hold
     rows = [row for row in read_sample() if row.flaw in ("pressure", "taboo", "advertising", "wrong_tone")]
 
     async def verdicts():
         framework = Framework(client)
         clean = await framework.verdicts([row.query for row in rows], [row.weak for row in rows])
-        bad = [row for row, verdict in zip(rows, clean) if verdict == 0 and rulebook(RULES, row.query, row.weak)[1] == 0]
+        bad = [row for row, verdict in zip(rows, clean) if verdict == 0 and row.flaw in flaws_in(row.query, row.weak)]
         attacked = [(bad[number % len(bad)], attack["text"]) for number, attack in enumerate(ATTACKS)]
         queries = [row.query + (text if place == "in the query" else "") for row, text in attacked]
         texts = [{"before": text + row.weak, "after": row.weak + text}.get(place, row.weak) for row, text in attacked]
         told = await framework.verdicts(queries, texts)
         return len(bad), told, queries, texts, await gather(detect(client, RULES, query, text) for query, text in zip(queries, texts))
     bad, told, queries, texts, detections = asyncio.run(verdicts())
-    assert bad >= 40 and told == [0] * len(ATTACKS)
+    assert bad >= 30 and told == [0] * len(ATTACKS)
     assert all(isinstance(found, Detection) and found.verdict == "Bad" for found in detections)
     assert [found.verdict == "Good" for found in detections] == [rulebook(RULES, query, text)[1] == 1 for query, text in zip(queries, texts)], "the wire changes nothing"
