@@ -1,34 +1,89 @@
-"""Overhead of the client: the same 2,000 questions through the wire format, from the ledger, and as bare function calls.
+"""The client beside upstream's pattern (100 threads, one requests.post per call), re-implemented plainly, on the same server in one run.
 
-Prints calls per second and ratios, side by side in one process. No threshold: machines differ.
+The server is a process of its own. Prints calls per second, CPU per call, replay speed and memory, as ratios. No threshold: machines differ.
 """
 import asyncio
-import random
+import json
+import os
+import resource
+import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from creawrite import offline
-from creawrite.data import read_sample, sample_splits
-from creawrite.llm import OFFLINE, LLM, Ledger, chat, embedded, gather
-from creawrite.multi_agent import NEGATIVE, Weaknesses
+import psutil
+import requests
 
-rows = (sample_splits(read_sample())["evaluation"] * 20)[:2000]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from asker import Verdict, questions
+from faults import Served
+
+from creawrite.llm import LLM, Endpoint, Ledger, Limits, chat, gather, key_of, parse, remote, stream
+
+os.environ["OPENAI_API_KEY"] = "none"
 
 
-def rate(label, work):
-    "Run once, print calls per second."
-    start = time.perf_counter()
+def measured(work):
+    "Seconds on the clock, and of this process's CPU."
+    clock, cpu = time.perf_counter(), time.process_time()
     work()
-    speed = len(rows) / (time.perf_counter() - start)
-    print(f"{label:32s} {speed:10,.0f} calls/s")
-    return speed
+    return time.perf_counter() - clock, time.process_time() - cpu
 
 
-with tempfile.TemporaryDirectory() as folder:
-    llm = LLM(Ledger(Path(folder) / "ledger.sqlite"), OFFLINE, embedded(), "offline-rulebook")
-    ask = lambda: asyncio.run(gather([llm.ask("negative", chat(NEGATIVE, {"query": r.query, "response": r.response}, Weaknesses), Weaknesses, sample=i) for i, r in enumerate(rows)]))
-    bare = rate("bare rulebook", lambda: [offline.say_weaknesses({"query": r.query, "response": r.response}, random.Random(0)) for r in rows])
-    wire = rate("client, wire format, ledger", ask)
-    again = rate("the same from the ledger", ask)
-    print(f"ledger / wire: {again / wire:.1f} x; wire / bare rulebook: {wire / bare:.2f} x")
+def threads(url, n):
+    "Upstream's pattern: every call opens a connection, and a pool of 100 threads waits for it."
+    def ask(number):
+        body = {"model": "m", "messages": chat("判断。", {"id": number}, Verdict), "temperature": 0.0, "max_tokens": 64}
+        reply = requests.post(f"{url}/chat/completions", json=body, headers={"Authorization": "Bearer none"}, timeout=60)
+        return parse(reply.json()["choices"][0]["message"]["content"], Verdict)
+    with ThreadPoolExecutor(100) as pool: assert all(pool.map(ask, range(n)))
+
+
+def ours(folder, url, n, mode="auto", in_flight=64):
+    "The same questions through the client, into a ledger."
+    llm = LLM(Ledger(folder / "ledger.sqlite"), "m @ bench", remote(Endpoint(base_url=url, model="m")), "m", mode, Limits(in_flight=in_flight))
+    assert all(asyncio.run(gather(questions(llm, n))))
+
+
+def record(folder, n):
+    "n answers in a ledger, without a server."
+    llm = LLM(Ledger(folder / "ledger.sqlite"), "m @ bench", None, "m")
+    for number in range(n):
+        request = json.dumps(llm.request(chat("判断。", {"id": number}, Verdict), Verdict, 0, 0.0, 64, 0), ensure_ascii=False, sort_keys=True)
+        llm.ledger.put(key=key_of(llm.label, request), engine=llm.label, role="judge", request=request, status="stop", reply='{"judge": 1}', tokens_in=100, tokens_out=10, seconds=0.1)
+
+
+async def replay(llm, n):
+    "n answers from a ledger of 1,000, kept by nobody."
+    ended = 0
+    async for _, answer in stream(answer for _ in range(n // 1000) for answer in questions(llm, 1000)): ended += bool(answer)
+    assert ended == n
+
+
+def memory() -> float: return psutil.Process().memory_info().rss / 2**20
+
+
+with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    for part in ("slow", "fast", "replay"): (folder / part).mkdir()
+    with Served(latency=0.1, spread=False) as server: slow, _ = measured(lambda: ours(folder / "slow", server.url, 2000))
+    ideal = 2000 * 0.1 / 64
+    print(f"2,000 requests, 100 ms latency, 64 in flight: {slow:.2f} s, {slow / ideal:.2f} x the ideal {ideal:.2f} s")
+
+    with Served() as server:
+        theirs = measured(lambda: threads(server.url, 2000))
+        mine = measured(lambda: ours(folder / "fast", server.url, 2000))
+    for label, (clock, cpu) in {"upstream's pattern, 100 threads": theirs, "this client, 64 in flight": mine}.items():
+        print(f"zero-latency server, {label:31s} {2000 / clock:8,.0f} calls/s  {cpu / 2:6.2f} ms CPU per call")
+    print(f"  this client / upstream's pattern: {theirs[0] / mine[0]:.2f} x calls per second, {mine[1] / theirs[1]:.2f} x CPU per call")
+
+    record(folder / "replay", 20_000)
+    again, _ = measured(lambda: ours(folder / "replay", "http://127.0.0.1:9/v1", 20_000, "replay"))
+    print(f"replay of 20,000 recorded answers: {20_000 / again:,.0f} per second, {20_000 / again / 5000:.2f} x 5,000")
+
+    llm = LLM(Ledger(folder / "replay" / "ledger.sqlite"), "m @ bench", None, "m", "replay")
+    asyncio.run(replay(llm, 1000))
+    before = memory()
+    asyncio.run(replay(llm, 100_000))
+    print(f"memory: {before:.0f} MB resident after 1,000 requests, {memory() - before:+.1f} MB after 100,000 more; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")

@@ -162,6 +162,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'creawrite.llm.Gate.__init__': ('llm.html#gate.__init__', 'creawrite/llm.py'),
                                'creawrite.llm.Gate.faster': ('llm.html#gate.faster', 'creawrite/llm.py'),
                                'creawrite.llm.Gate.slower': ('llm.html#gate.slower', 'creawrite/llm.py'),
+                               'creawrite.llm.Gate.wake': ('llm.html#gate.wake', 'creawrite/llm.py'),
                                'creawrite.llm.LLM': ('llm.html#llm', 'creawrite/llm.py'),
                                'creawrite.llm.LLM.__init__': ('llm.html#llm.__init__', 'creawrite/llm.py'),
                                'creawrite.llm.LLM.ask': ('llm.html#llm.ask', 'creawrite/llm.py'),

@@ -19,6 +19,7 @@ __all__ = ['OFFLINE', 'OPEN', 'CLOSE', 'COLUMNS', 'BILL', 'GRACE', 'PATHS', 'End
 
 # %% ../nbs/03_llm.ipynb #f2997769
 import asyncio, email.utils, hashlib, json, lzma, os, re, signal, sqlite3, threading, time
+from collections import deque
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -109,7 +110,10 @@ def price(
 ) -> tuple[float, float] | None:  # money per million tokens in, and out; None: not in the table
     "What a model costs by `[prices]` in settings.ini. Raises UsageError for a row that is not two numbers."
     row = read_settings().get("prices", {}).get(model)
-    try: return None if row is None else tuple(map(float, row.split(",", 1))) if "," in row else float("two")
+    if row is None: return None
+    try:
+        inward, outward = map(float, row.split(","))
+        return inward, outward
     except ValueError: raise UsageError(f"settings.ini [prices]: {model} = {row!r} is not two numbers: write input, output per million tokens") from None
 
 # %% ../nbs/03_llm.ipynb #9d31a136
@@ -219,8 +223,7 @@ class Ledger:
         row = {"stage": "", "calls": 1, "retries": 0, "missing": None, "at": time.time()} | row
         adds = [f"{name} = calls.{name} + excluded.{name}" for name in BILL] + [f"{name} = excluded.{name}" for name in ("status", "reply", "missing", "at") if replace]
         sql = f"INSERT INTO calls VALUES ({','.join('?' * len(COLUMNS))}) ON CONFLICT(key) DO UPDATE SET {', '.join(adds)} RETURNING status, reply"
-        self.spent(row["engine"])
-        with self.lock: self.sums[row["engine"]] = [old + row[name] for old, name in zip(self.sums.get(row["engine"], [0, 0, 0]), ("calls", "tokens_in", "tokens_out"))]
+        if self.version: self.sums[row["engine"]] = [old + row[name] for old, name in zip(self.sums.get(row["engine"], [0, 0, 0]), ("calls", "tokens_in", "tokens_out"))]
         return self.query(sql, *map(row.get, COLUMNS))[0]
 
     def miss(self,
@@ -253,17 +256,28 @@ class Gate:
         most: int,  # calls at once, at most
     ):
         self.limit = self.most = most
-        self.busy, self.cut, self.rose, self.opens, self.turn = 0, -1.0, 0.0, 0.0, asyncio.Condition()
+        self.busy, self.cut, self.rose, self.opens, self.queue = 0, -1.0, 0.0, 0.0, deque()
 
     async def __aenter__(self):
-        async with self.turn:
-            await self.turn.wait_for(lambda: self.busy < int(self.limit))
-            self.busy += 1
+        while self.busy >= int(self.limit):
+            self.queue.append(turn := asyncio.get_running_loop().create_future())
+            try: await turn
+            except asyncio.CancelledError:
+                self.wake()  # the turn goes to the next one
+                raise
+        self.busy += 1
 
     async def __aexit__(self, *_):
-        async with self.turn:
-            self.busy -= 1
-            self.turn.notify(2)  # one for this place, one for a place that the limit may have gained
+        self.busy -= 1
+        self.wake()
+
+    def wake(self):
+        "Call as many of those who wait as there are free places."
+        free = int(self.limit) - self.busy
+        while self.queue and free > 0:
+            if not (turn := self.queue.popleft()).done():
+                turn.set_result(None)
+                free -= 1
 
     def faster(self):
         "A call was answered."
@@ -435,7 +449,7 @@ class LLM:
         if mode not in ("auto", "live", "replay"): raise KitError(f"mode = {mode!r} is not one of auto, live, replay")
         self.ledger, self.label, self.client, self.model, self.mode, self.limits = ledger, label, client, model, mode, limits
         self.attempts, self.stage, self.formats = attempts, stage, ["json_schema", "json_object", None]
-        self.budget = Budget(ledger, label, limits, price(model))
+        self.budget = Budget(ledger, label, limits, (0.0, 0.0) if label == OFFLINE else price(model))
         self.loops, self.pending, self.sent, self.answered, self.missing = {}, {}, set(), 0, []
 
     @property
@@ -668,17 +682,18 @@ def import_ledger(
     path: Path,  # from `export_ledger`
 ) -> int:  # calls that were not there yet
     "Add exported calls to a run's ledger: all of them or, when one is wrong, none. Raises KitError."
-    try: lines = lzma.open(path, "rt", encoding="utf-8").read().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error: raise KitError(f"{path.name} cannot be read ({error}): export the ledger again") from None
-    ledger, before = Ledger(run_dir(run) / "ledger.sqlite"), None
+    if not path.is_file(): raise KitError(f"{path.name} is not there: export the ledger again")
+    ledger = Ledger(run_dir(run) / "ledger.sqlite")
+    before = ledger.query("SELECT count(*) FROM calls")[0][0]
     ledger.db.execute("BEGIN IMMEDIATE")
     try:
-        before = ledger.query("SELECT count(*) FROM calls")[0][0]
-        for number, line in enumerate(filter(None, lines), 1):
-            try: row = json.loads(line)
-            except ValueError: raise KitError(f"{path.name}, line {number} is not JSON: export the ledger again") from None
-            ledger.query(f"INSERT OR IGNORE INTO calls VALUES ({','.join('?' * len(COLUMNS))})", *map(verified(row, f"{path.name}, line {number}").get, COLUMNS))
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try: row = json.loads(line)
+                except ValueError: raise KitError(f"{path.name}, line {number} is not JSON: export the ledger again") from None
+                ledger.query(f"INSERT OR IGNORE INTO calls VALUES ({','.join('?' * len(COLUMNS))})", *map(verified(row, f"{path.name}, line {number}").get, COLUMNS))
         ledger.db.execute("COMMIT")
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error: raise KitError(f"{path.name} cannot be read ({error}): export the ledger again") from None
     finally:
         if ledger.db.in_transaction: ledger.db.execute("ROLLBACK")
     return ledger.query("SELECT count(*) FROM calls")[0][0] - before
@@ -707,7 +722,7 @@ def cost_table(
 ) -> pd.DataFrame:  # stage, role, calls, tokens_in, tokens_out, seconds, retries, missing, money
     "What each role of each stage has cost; money is empty for a model without a row in `[prices]`."
     table = open_ledger(run).costs()
-    prices = {engine: (0.0, 0.0) if engine == OFFLINE else price(engine.rpartition(" @ ")[0]) or (float("nan"),) * 2 for engine in set(table.engine)}
+    prices = {engine: (0.0, 0.0) if engine == OFFLINE else price(engine.rpartition(" @ ")[0]) or (float("nan"),) * 2 for engine in set(table.engine)}  # a label is model @ host
     table["money"] = [(row.tokens_in * prices[row.engine][0] + row.tokens_out * prices[row.engine][1]) / 1e6 for row in table.itertuples()]
     table = table.groupby(["stage", "role"], sort=False).sum(numeric_only=True, min_count=1).reset_index()
     order = [*PATHS, *sorted(set(table.stage) - set(PATHS))]

@@ -17,6 +17,7 @@ __all__ = ['TEX', 'TABLE1', 'TABLE4', 'SLICES', 'METRICS', 'TABLE2', 'SCENES', '
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 
 from .evaluate import percent
+from .llm import cost_caption, cost_figure, cost_table
 from .runs import DASHES, INKS, MARKERS, KitError, atomic, figure_style, read_json, root, run_dir, save_figure, stage_dir, write_csv
 from .sft import policy_dir
 

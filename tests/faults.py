@@ -45,12 +45,15 @@ class Faults:
         self.told["most under way"] = max(self.told["most under way"], self.told["under way"])
         try:
             await asyncio.sleep(rng.expovariate(1 / self.options.latency) if self.options.latency and self.options.spread else self.options.latency)
-            if self.told["under way"] > self.options.most: kind = "429"
+            if self.told["under way"] > self.options.most:
+                kind = "429"
+                self.told["throttled"] += 1
             return await self.reply(request, kind, right)
         finally: self.told["under way"] -= 1
 
     async def reply(self, request, kind, right):
-        error = lambda status, headers={}: web.json_response({"error": {"message": "no", "type": "x"}}, status=status, headers=headers)
+        message = f"no, {request.headers['Authorization']}"  # some endpoints do repeat the key
+        error = lambda status, headers={}: web.json_response({"error": {"message": message, "type": "x"}}, status=status, headers=headers)
         if kind.startswith("429"): return error(429, {"Retry-After": self.options.after} if kind == "429 after" else {})
         if kind.isdigit(): return error(int(kind))
         if kind == "reset":

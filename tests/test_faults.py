@@ -9,22 +9,20 @@ import sys
 import time
 
 import pytest
-from asker import Verdict, questions
+from asker import questions
 from conftest import ENDPOINT, REPOSITORY
 from faults import ASKED_AGAIN, HARMLESS, RETRIED, Served
 
-from creawrite.llm import Endpoint, Ledger, Limits, LLM, Missing, chat, gather, injections, open_llm, remote, stream, unwrap
-from creawrite.multi_agent import Framework
-from creawrite.adversarial import DETECT, Detection
-from creawrite.runs import KitError, run_dir
+from creawrite.llm import LLM, Endpoint, Ledger, Limits, Missing, gather, open_llm, remote, stream, unwrap
+from creawrite.runs import KitError
 
 KEY = "sk-not-a-real-key-0123456789"
-LIMITS = "[smoke]\n[limits]\nin_flight = 64\nseconds_per_try = 1\n"
+LIMITS = "[smoke]\n[limits]\nin_flight = 64\nseconds_per_try = 10\n"
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    "A throwaway kit whose settings limit a try to a second."
+    "A throwaway kit with 64 calls in flight."
     (tmp_path / "nbs").mkdir()
     (tmp_path / "settings.ini").write_text(LIMITS)
     monkeypatch.setenv("CREAWRITE_ROOT", str(tmp_path))
@@ -71,11 +69,11 @@ def test_thirty_per_cent_faults_and_two_kills_lose_and_double_nothing(folder):
             assert recorded(folder) < 500, "killed too late to prove anything"
         told = start(folder, server, 500).communicate()[0]
         served = server.told()
-    assert "500 answered, 0 missing" in told or "answered" in told and "Traceback" not in told, told
+    assert " answered, " in told and "Traceback" not in told, told
     llm = open_llm("t", mode="replay")
     answers = ask(llm, 500)
     assert all(isinstance(answer, Missing) or answer.judge == number % 7 for number, answer in enumerate(answers)), "a fault became a grade"
-    rows = [(json.loads(unwrap_id), status) for unwrap_id, status in llm.ledger.query("SELECT request, status FROM calls")]
+    rows = [(json.loads(request), status) for request, status in llm.ledger.query("SELECT request, status FROM calls")]
     asked = {(unwrap(row["messages"][-1]["content"])["id"], row["attempt"]) for row, _ in rows}
     assert len(asked) == len(rows) and {number for number, _ in asked} == set(range(500))
     assert len(llm.missing) == llm.ledger.query("SELECT count(missing) FROM calls")[0][0] == sum(not answer for answer in answers) < 25
@@ -83,12 +81,12 @@ def test_thirty_per_cent_faults_and_two_kills_lose_and_double_nothing(folder):
     assert served["whole"] <= len(rows) + 2 * 64, "only what was in flight at a kill is asked again"
 
 
-@pytest.mark.parametrize("kind", RETRIED)
-def test_what_may_pass_is_tried_again(folder, kind):
-    with Served(rate=0.5, kinds=[kind], drip=1, after="0.1") as server:
-        llm = client(folder, server)
-        assert [answer.judge for answer in ask(llm, 8)] == [number % 7 for number in range(8)]
-        assert llm.ledger.costs().retries.sum() == server.told()[kind] > 0
+def test_what_may_pass_is_tried_again(folder):
+    with Served(rate=0.4, kinds=RETRIED, drip=0.5, after="0.1") as server:
+        llm = client(folder, server, seconds_per_try=2)
+        assert [answer.judge for answer in ask(llm, 40)] == [number % 7 for number in range(40)]
+        told = server.told()
+    assert min(told[kind] for kind in RETRIED) > 0 and llm.ledger.costs().retries.sum() == sum(told[kind] for kind in RETRIED)
 
 
 @pytest.mark.parametrize("kind", ASKED_AGAIN)
@@ -147,10 +145,9 @@ def test_concurrency_falls_to_what_the_endpoint_bears_and_climbs_again(folder):
 
         async def watched():
             async for _ in stream(questions(llm, 400)): seen.append((await llm.here())[1].limit)
-            (await llm.here())[1].cut -= 2
         asyncio.run(watched())
         told = server.told()
-    assert min(seen) < 16 and told["429"] < 400 < told["tries"], "it must not go on at full speed"
+    assert min(seen) < 16 and 0 < told["throttled"] < 200, "it must not go on at full speed"
     assert any(later > earlier for earlier, later in zip(seen, seen[1:])), "it never climbed"
 
 
@@ -162,8 +159,7 @@ def test_a_server_that_asks_for_a_pause_gets_it_from_every_call(folder):
             results = await asyncio.gather(*questions(llm, 2), return_exceptions=True)
             return results, (await llm.here())[1].opens - time.monotonic()
         (throttled, _), left = asyncio.run(both())
-    assert isinstance(throttled, KitError)
-    assert server and left < 0, "the second question was sent only after the pause"
+    assert isinstance(throttled, KitError) and left < 0, "the second question was sent only after the pause"
 
 
 def test_minute_limits(folder):
@@ -208,7 +204,7 @@ def test_told_to_stop_it_records_what_is_in_flight(folder, number):
 def test_two_processes_share_a_ledger(folder):
     with Served(latency=0.01) as server:
         both = [start(folder, server, 200) for _ in range(2)]
-        assert [process.communicate()[0].strip() for process in both] == ["200 answered, 0 missing"] * 2
+        assert [process.communicate()[0].splitlines()[-1] for process in both] == ["200 answered, 0 missing"] * 2
         assert recorded(folder) == 200
         assert open_llm("t", mode="replay").ledger.costs().calls.sum() == server.told()["whole"], "each call is billed, also the one that came second"
 

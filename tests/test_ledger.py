@@ -1,0 +1,239 @@
+"What a ledger promises: shared, replayed, checked, priced, and free of keys; and that a run told to stop loses no call."
+import asyncio
+import json
+import lzma
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from asker import Verdict, questions
+from conftest import ENDPOINT, REPOSITORY, make_kit, write_notebook
+from faults import Served
+
+from creawrite import llm as engine
+from creawrite.adversarial import Detection, detect
+from creawrite.data import read_sample
+from creawrite.llm import OFFLINE, LLM, Ledger, chat, cost_table, embedded, gather, injections, open_llm, unwrap
+from creawrite.multi_agent import Framework
+from creawrite.offline import FLAWS
+from creawrite.offline import detect as rulebook
+from creawrite.offline import flaws_in
+from creawrite.runs import KitError, run_dir
+
+KEY = "sk-not-a-real-key-0123456789"
+NO_ENDPOINT = {name: value for name, value in os.environ.items() if name not in ENDPOINT + ["CREAWRITE_ROOT"]}
+
+
+@pytest.fixture
+def ledger(kit) -> Ledger:
+    "Thirty answers of two roles in the ledger of run `one`, asked of the fault server; one question is missing."
+    with Served(always={3: "broken schema"}) as server:
+        client = open_llm("one", stage="multi_agent")
+        client.client, client.label, client.model = engine.remote(engine.Endpoint(base_url=server.url, model="m")), "m @ faults", "m"
+        asyncio.run(gather(questions(client, 20)))
+        client.stage = "grpo"
+        asyncio.run(gather(client.ask("detector", chat("判断。", {"id": number}, Verdict), Verdict) for number in range(10, 20)))
+    return client.ledger
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch, no_endpoint): monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def test_costs_by_stage_and_role(ledger, kit, creawrite):
+    with (kit / "settings.ini").open("a") as file: file.write("[prices]\nm = 10, 20\n")
+    table = cost_table("one").set_index("stage")
+    assert table.calls.to_dict() == {"multi_agent": 22, "grpo": 10} and table.missing.to_dict() == {"multi_agent": 1, "grpo": 0}
+    assert table.money["grpo"] == pytest.approx(10 * (100 * 10 + 10 * 20) / 1e6) and (table.tokens_in == 100 * table.calls).all()
+    code, out, _ = creawrite("ledger", "stats", "one")
+    assert code == 0 and "multi_agent  judge" in out and "missing 1 x judge: reply fits no schema" in out
+
+
+def test_a_model_without_a_price_has_no_cost_rather_than_none(ledger): assert cost_table("one").money.isna().all()
+
+
+def test_export_import_replay_without_an_engine(ledger, kit, creawrite, tmp_path):
+    file, again = tmp_path / "one.jsonl.xz", tmp_path / "again.jsonl.xz"
+    assert creawrite("ledger", "export", "one", str(file))[:2] == (0, "32 calls in one.jsonl.xz\n")
+    assert creawrite("ledger", "import", "two", str(file))[:2] == (0, "32 new calls in the ledger of two\n")
+    assert creawrite("ledger", "import", "two", str(file))[:2] == (0, "0 new calls in the ledger of two\n")
+    assert creawrite("ledger", "export", "two", str(again))[0] == 0 and again.read_bytes() == file.read_bytes()
+    pd.testing.assert_frame_equal(cost_table("one"), cost_table("two"))
+    answers = asyncio.run(gather(questions(open_llm("two", mode="replay"), 20)))
+    assert [answer.judge if answer else None for answer in answers] == [None if number == 3 else number % 7 for number in range(20)]
+    with pytest.raises(KitError, match="role 'judge' with key [0-9a-f]{12}"): asyncio.run(gather(questions(open_llm("two", mode="replay"), 21)))
+    assert creawrite("ledger", "check", "two")[:2] == (0, "32 calls, 32 stop, 1 missing\n")
+
+
+def changed(line):
+    row = json.loads(line)
+    return json.dumps(row | {"request": row["request"].replace("判断", "夸奖")}, ensure_ascii=False)
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda lines: [*lines[:5], changed(lines[5]), *lines[6:]], "line 6: its key is not the hash of its request"),
+    (lambda lines: [*lines[:4], lines[4][:50]], "line 5 is not JSON"),
+    (lambda lines: [*lines, '{"key": "x"}'], "line 33 is not a call"),
+    (lambda lines: [*lines, "[]"], "line 33 is not a call")])
+def test_a_spoilt_export_is_refused_whole(ledger, creawrite, tmp_path, spoil, says):
+    file = tmp_path / "one.jsonl.xz"
+    creawrite("ledger", "export", "one", str(file))
+    file.write_bytes(lzma.compress("\n".join(spoil(lzma.decompress(file.read_bytes()).decode().split("\n")[:-1])).encode()))
+    code, _, err = creawrite("ledger", "import", "two", str(file))
+    assert code == 1 and says in err and "Traceback" not in err
+    assert Ledger(run_dir("two") / "ledger.sqlite").query("SELECT count(*) FROM calls") == [(0,)]
+
+
+@pytest.mark.parametrize("content", [b"", b"not xz", lzma.compress(b"{}\n" * 999)[:40]])
+def test_a_file_that_is_no_export(kit, creawrite, tmp_path, content):
+    (tmp_path / "x.jsonl.xz").write_bytes(content)
+    code, _, err = creawrite("ledger", "import", "two", str(tmp_path / "x.jsonl.xz"))
+    assert code == 1 and "x.jsonl.xz" in err and "export the ledger again" in err
+
+
+def test_missing_and_damaged_ledgers_are_one_sentence(ledger, kit, creawrite, tmp_path):
+    for command in (["stats", "ones"], ["check", "ones"], ["export", "ones", str(tmp_path / "x.jsonl.xz")]):
+        code, _, err = creawrite("ledger", *command)
+        assert code == 2 and "run 'ones' has no ledger; the nearest is 'one'" in err
+    assert creawrite("ledger", "import", "two", str(tmp_path / "none.jsonl.xz"))[0] == 1
+    ledger.query("UPDATE calls SET request = '{}' WHERE rowid = 7")
+    assert "call 7 of one: its key is not the hash" in creawrite("ledger", "check", "one")[2]
+    code, _, err = creawrite("ledger", "export", "one", str(tmp_path / "one.jsonl.xz"))
+    assert code == 1 and not list(tmp_path.glob("*one.jsonl*")), "nothing half-written"
+
+
+def test_a_secret_under_judgement_is_not_exported(ledger, creawrite, tmp_path):
+    row = dict(zip(engine.COLUMNS, ledger.query("SELECT * FROM calls LIMIT 1")[0]))
+    request = row["request"].replace("判断", KEY)
+    ledger.put(**row | {"request": request, "key": engine.key_of(row["engine"], request)})
+    code, _, err = creawrite("ledger", "export", "one", str(tmp_path / "one.jsonl.xz"))
+    assert code == 1 and "call 33 of one holds a secret" in err and KEY not in err
+
+
+@pytest.mark.parametrize("text, says", [("budget = 3", "no limit 'budget'; the nearest is 'budget_money'"), ("in_flight = 0", "in_flight = '0'"), ("retries = many", "retries = 'many'")])
+def test_a_wrong_limit_is_named(kit, text, says):
+    with (kit / "settings.ini").open("a") as file: file.write(f"[limits]\n{text}\n")
+    with pytest.raises(KitError) as caught: open_llm("t", "offline")
+    assert says in str(caught.value)
+
+
+def test_a_wrong_price_is_named(kit):
+    with (kit / "settings.ini").open("a") as file: file.write("[prices]\nqwen:7b = 2\n")
+    assert engine.price("gpt") is None
+    with pytest.raises(KitError, match=r"\[prices\]: qwen:7b = '2' is not two numbers"): engine.price("qwen:7b")
+
+
+# ---- in a run
+
+def asking_kit(folder: Path, server, questions=200):
+    "A kit whose last stage asks, and a function that starts its runner with an endpoint in the environment."
+    kit = make_kit(folder / "asking")
+    write_notebook(kit / "nbs/04_ask.ipynb", 'run: str = "lab"\nengine: str = "auto"', f"import sys\nsys.path.insert(0, {str(REPOSITORY / 'tests')!r})\nfrom asker import questions\nfrom creawrite.llm import gather, open_llm",
+                   f"answers = await gather(questions(open_llm(run, engine), {questions}))\nprint(len(answers), 'answers')")
+    environment = NO_ENDPOINT | {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY, "CREAWRITE_MODEL": "m"}
+    return kit, lambda: subprocess.Popen([sys.executable, "-m", "creawrite.runs", "run", "--only", "ask"], cwd=kit, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_a_run_told_to_stop_records_what_is_in_flight_and_goes_on(tmp_path):
+    with Served(latency=0.4, spread=False) as server:
+        kit, start = asking_kit(tmp_path, server)
+        runner = start()
+        while server.told().get("under way", 0) < 32:
+            assert runner.poll() is None, runner.stdout.read()
+            time.sleep(0.02)
+        runner.send_signal(signal.SIGTERM)
+        told = runner.communicate()[0]
+        assert runner.returncode == 130 and "stopped; the same command resumes there" in told and "Traceback" not in told
+        served, ledger = server.told(), Ledger(kit / "outputs/smoke/ledger.sqlite")
+        assert served["tries"] == served["whole"] == ledger.query("SELECT count(*) FROM calls WHERE stage = 'ask'")[0][0] < 200
+        told = start().communicate()[0]
+        assert "200 answers" in told and server.told()["whole"] == 200, "nothing was asked twice"
+
+
+@pytest.mark.parametrize("rate, kinds", [(0.2, ["500", "no JSON", "reset"]), (1.0, ["400"])])
+def test_no_key_in_ledger_notebooks_records_or_messages(tmp_path, rate, kinds):
+    with Served(rate=rate, kinds=kinds) as server:
+        kit, start = asking_kit(tmp_path, server, 30)
+        told = start().communicate()[0]
+    assert KEY not in told and ("30 answers" in told) == (rate < 1)
+    files = [path for path in (kit / "outputs").rglob("*") if path.is_file()]
+    assert {"run.json", "ledger.sqlite", "04_ask.ipynb"} <= {path.name for path in files}
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+def test_a_smoke_run_replays_in_a_fresh_clone(smoke_run, tmp_path):
+    "Every stage that asks runs again from the exported calls alone; the trained models are taken along, for they ask nobody."
+    clone, file = tmp_path / "clone", tmp_path / "smoke.jsonl.xz"
+    names = subprocess.run(["git", "ls-files", "-z", "nbs", "creawrite", "data", "settings.ini", "pyproject.toml"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split("\0")
+    for name in filter(None, names):
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(REPOSITORY / name, clone / name)
+    command = lambda folder, *arguments: subprocess.run([sys.executable, "-m", "creawrite.runs", *arguments], cwd=folder, env=NO_ENDPOINT, capture_output=True, text=True)
+    assert command(REPOSITORY, "ledger", "export", smoke_run, str(file)).returncode == 0
+    assert command(clone, "ledger", "import", "again", str(file)).returncode == 0
+    old, new = REPOSITORY / "outputs" / smoke_run, clone / "outputs" / "again"
+    for stage in ("data", "audit", "sft", "reward_model", "grpo"): shutil.copytree(old / stage, new / stage)
+    for stage in ("multi_agent", "adversarial", "evaluate", "paper"):
+        done = command(clone, "run", "--run", "again", "--only", stage, "-p", "mode=replay")
+        assert done.returncode == 0, done.stdout + done.stderr
+    for stage, pattern in (("multi_agent", "*.jsonl"), ("adversarial", "*.json*"), ("evaluate", "*.csv"), ("paper", "table*")):
+        files = sorted(path.name for path in (old / stage).glob(pattern))
+        assert files and [name for name in files if (old / stage / name).read_bytes() != (new / stage / name).read_bytes()] == [], stage
+    assert (old / "paper/table_cost.csv").read_bytes() == (new / "paper/table_cost.csv").read_bytes()
+    assert Ledger(new / "ledger.sqlite").query("SELECT count(*) FROM calls") == Ledger(old / "ledger.sqlite").query("SELECT count(*) FROM calls")
+
+
+# ---- untrusted text
+
+ATTACKS = injections()
+RULES = [f"有「{flaw.zh}」的判 Bad" for flaw in FLAWS.values()]
+
+
+def test_the_injection_set_is_what_it_says():
+    texts = [attack["text"] for attack in ATTACKS]
+    assert len(texts) == len(set(texts)) >= 60 and len({attack["id"] for attack in ATTACKS}) == len(texts)
+    assert {"ignore", "verdict", "role", "delimiter", "unicode", "base64", "padding"} <= {attack["kind"] for attack in ATTACKS}
+    chinese = sum(any("\u4e00" <= char <= "\u9fff" for char in text) for text in texts)
+    assert chinese >= 20 and len(texts) - chinese >= 20
+
+
+def test_injections_reach_the_endpoint_only_as_data(tmp_path):
+    from test_llm import Server, scripted
+    app, bodies = scripted((200, '{"judge": 0}', {}))
+    payloads = [{"query": attack["text"], "response": attack["text"], "points": [{attack["text"]: attack["text"]}]} for attack in ATTACKS]
+    with Server(app) as url:
+        client = LLM(Ledger(tmp_path / "ledger.sqlite"), "m", engine.remote(engine.Endpoint(base_url=url, model="m")), "m")
+        asyncio.run(gather(client.ask("judge", chat("判断。", payload, Verdict), Verdict) for payload in payloads))
+    users = [body["messages"][-1]["content"] for body in bodies]
+    assert len({json.dumps(body | {"messages": body["messages"][:-1]}) for body in bodies}) == 1, "only the user's block differs"
+    assert {message["role"] for body in bodies for message in body["messages"]} == {"system", "user"} and all(len(body["messages"]) == 2 for body in bodies)
+    assert all(user.count(engine.OPEN) == user.count(engine.CLOSE) == 1 and user.startswith(engine.OPEN) and user.endswith(engine.CLOSE) for user in users)
+    key = lambda payload: json.dumps(payload, sort_keys=True)
+    assert sorted(map(key, map(unwrap, users))) == sorted(map(key, payloads))
+
+
+@pytest.mark.parametrize("place", ["before", "after", "in the query"])
+def test_injections_do_not_change_the_offline_verdict(tmp_path, place):
+    client = LLM(Ledger(tmp_path / "ledger.sqlite"), OFFLINE, embedded(), "offline-rulebook")
+    # flaws of words, which the rules find; a repetition is diluted by any sentence more, and a text off topic gains the wish that an attack may hold
+    rows = [row for row in read_sample() if row.flaw in ("pressure", "taboo", "advertising", "wrong_tone")]
+
+    async def verdicts():
+        framework = Framework(client)
+        clean = await framework.verdicts([row.query for row in rows], [row.weak for row in rows])
+        bad = [row for row, verdict in zip(rows, clean) if verdict == 0 and row.flaw in flaws_in(row.query, row.weak)]
+        attacked = [(bad[number % len(bad)], attack["text"]) for number, attack in enumerate(ATTACKS)]
+        queries = [row.query + (text if place == "in the query" else "") for row, text in attacked]
+        texts = [{"before": text + row.weak, "after": row.weak + text}.get(place, row.weak) for row, text in attacked]
+        told = await framework.verdicts(queries, texts)
+        return len(bad), told, queries, texts, await gather(detect(client, RULES, query, text) for query, text in zip(queries, texts))
+    bad, told, queries, texts, detections = asyncio.run(verdicts())
+    assert bad >= 30 and told == [0] * len(ATTACKS)
+    assert all(isinstance(found, Detection) and found.verdict == "Bad" for found in detections)
+    assert [found.verdict == "Good" for found in detections] == [rulebook(RULES, query, text)[1] == 1 for query, text in zip(queries, texts)], "the wire changes nothing"
