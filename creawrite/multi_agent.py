@@ -458,6 +458,7 @@ def pair_records(
 def mean_interval(
     values,  # (n,)
     clusters=None,  # (n,) what belongs together: the query; None: every value stands alone
+    share: bool = True,  # of hits: where all values are 0, or all 1, no draw would differ, and Wilson's interval stands in
     n_bootstrap: int = 2000,
     seed: int = 42,
 ) -> tuple[float, float, float]:  # mean, low, high
@@ -466,7 +467,9 @@ def mean_interval(
     if not len(values): return np.nan, np.nan, np.nan
     sums = pd.DataFrame({"total": values, "n": 1.0}).groupby(np.arange(len(values)) if clusters is None else np.asarray(clusters)).sum()
     mean = lambda total, n, axis=-1: total.sum(axis=axis) / n.sum(axis=axis)
-    if len(set(values)) == 1 and values[0] in (0, 1): return float(values[0]), *wilson(int(values.sum()), len(values))  # no draw would differ
+    if share and len(set(values)) == 1 and values[0] in (0, 1):
+        low, high = wilson(int(values.sum()), len(values))
+        return float(values[0]), min(low, values[0]), max(high, values[0])
     if len(sums) < 2: return float(values.mean()), np.nan, np.nan
     found = bootstrap((sums.total, sums.n), mean, paired=True, vectorized=True, n_resamples=n_bootstrap, batch=200, method="percentile", rng=seed)
     return float(values.mean()), *map(float, found.confidence_interval)
@@ -510,7 +513,7 @@ def report(
     rows = [(name, int(k) / n if n else np.nan, *wilson(int(k), n), n) for name, (k, n) in shares.items()]
     rows += [("verdicts that are good", *mean_interval(judged.final, judged["query"]), len(judged)),
              ("verdicts overturned by the reflect agent", *mean_interval(both.final != both.judge, both["query"]), len(both)),
-             ("verdict entropy within a query (bits)", *mean_interval(entropy([of_query, 1 - of_query], base=2)), len(of_query))]
+             ("verdict entropy within a query (bits)", *mean_interval(entropy([of_query, 1 - of_query], base=2), share=False), len(of_query))]
     return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "n"])
 
 # %% ../nbs/05_multi_agent.ipynb #d4ea84bf
@@ -540,7 +543,7 @@ def paired(
         given = table.loc[positions, list({first, name})].dropna().index
         this, that = (right.loc[given, column].to_numpy(bool) for column in (name, first))
         cells = [[(this & that).sum(), (this & ~that).sum()], [(~this & that).sum(), (~this & ~that).sum()]]
-        rows.append((name, part, len(given), len(positions) - len(given), *mean_interval(this, queries[given]), *mean_interval(this.astype(int) - that, queries[given]),
+        rows.append((name, part, len(given), len(positions) - len(given), *mean_interval(this, queries[given]), *mean_interval(this.astype(int) - that, queries[given], share=False),
                      cells[1][0], cells[0][1], mcnemar(cells, exact=True).pvalue if name != first else np.nan))
     return pd.DataFrame(rows, columns=["evaluator", "slice", "n", "missing", "accuracy", "low", "high", "difference", "d_low", "d_high", "only_first", "only_this", "p"])
 
