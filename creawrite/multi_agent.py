@@ -80,10 +80,10 @@ def encode(
 def identity(
     encoder: str,  # as in `encode`
 ) -> str:  # tells two encoders of one name apart
-    "An encoder by what it is: an endpoint's with its address, a folder's with the hash of its files."
+    "An encoder by its name, one in a folder by the hash of its files too; an endpoint's address does not count, so that a replay needs none."
     kind, _, model = encoder.partition(":")
     files = sorted(path for path in Path(model).rglob("*") if path.is_file()) if kind == "local" and Path(model).is_dir() else []
-    return digest(encoder, endpoint("endpoint").base_url if kind == "endpoint" else "", *map(sha256, files))
+    return digest(encoder, *map(sha256, files))
 
 
 def vectors(
