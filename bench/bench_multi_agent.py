@@ -1,6 +1,7 @@
 """Path A's own cost: the index, the work per candidate that is not waiting for an endpoint, and memory at 40,000 candidates.
 
-Prints seconds, milliseconds per candidate and ratios, each part in a process of its own. No threshold: machines differ.
+Prints seconds and milliseconds of processor time, which other work on the machine hardly touches, and ratios, each part in a process of its own.
+No threshold: machines differ.
 """
 import asyncio
 import random
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 
 from creawrite.data import SFTRow, read_sample, sample_splits
 from creawrite.llm import LLM, Ledger
-from creawrite.multi_agent import Retriever, facts, groups, label, pair, progress, write
+from creawrite.multi_agent import Retriever, distinct, facts, groups, label, pair, progress, report, write
 
 SAMPLE = sample_splits(read_sample())
 LINES = [clause for row in SAMPLE["sft"] for clause in row.response.replace("。", "，").split("，") if len(clause) > 3]
@@ -43,12 +44,12 @@ def index(n=25_000, asked=1_000):
     with tempfile.TemporaryDirectory() as folder:
         took = []
         for work in (lambda: Retriever(rows, cache=Path(folder)), lambda: Retriever(rows, cache=Path(folder))):
-            start = time.perf_counter()
+            start = time.process_time()
             retrieve = work()
-            took.append(time.perf_counter() - start)
-        start = time.perf_counter()
+            took.append(time.process_time() - start)
+        start = time.process_time()
         retrieve.search(queries)
-        print(f"index of {n:,} rows: {took[0]:.1f} s, from the cache {took[1]:.1f} s ({took[0] / took[1]:.1f} x); {asked:,} queries: {time.perf_counter() - start:.2f} s")
+        print(f"index of {n:,} rows: {took[0]:.1f} s, from the cache {took[1]:.1f} s ({took[0] / took[1]:.1f} x); {asked:,} queries: {time.process_time() - start:.2f} s")
 
 
 def stage(n_queries=10_000, n=4):
@@ -57,12 +58,13 @@ def stage(n_queries=10_000, n=4):
     with tempfile.TemporaryDirectory() as folder:
         llm, path = Instant(Ledger(Path(folder) / "ledger.sqlite"), "instant", lambda: None, "instant"), Path(folder) / "records.jsonl"
         async def work(query): return await label(llm, query, await write(llm, query, SAMPLE["sft"][:3], n))
-        start = time.perf_counter()
+        start = time.process_time()
         asyncio.run(progress(path, "bench", work, lambda first: queries[first:]))
         pairs = [made for i, group in enumerate(groups(path)) if (made := pair(group.records, str(i), random.Random(i)))]
-        records = len(facts(groups(path)))
-        seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"{records:,} candidates, {len(pairs):,} pairs: {1000 * seconds / records:.2f} ms per candidate (prompts, ledger, parsing, files); peak {peak:.0f} MB resident")
+        kept, numbers = distinct(pairs), facts(groups(path))
+        report(numbers, kept, len(queries))
+        seconds, peak = time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"{len(numbers):,} candidates, {len(kept):,} pairs: {1000 * seconds / len(numbers):.2f} ms per candidate (prompts, ledger, parsing, files, pairs, report); peak {peak:.0f} MB resident")
 
 
 if __name__ == "__main__":
