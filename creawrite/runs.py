@@ -18,7 +18,7 @@ __all__ = ['CJK_FONTS', 'INKS', 'MARKERS', 'DASHES', 'OWN_KEYS', 'SECRET_VARIABL
            'fingerprint', 'output_of', 'git_state', 'versions', 'hardware', 'read_record', 'new_record', 'verdict',
            'alive', 'lock', 'in_progress', 'relative', 'clean', 'Copy', 'Indented', 'kernel_manager', 'environment',
            'heading', 'execute', 'duration', 'expected', 'outlook', 'ahead', 'run_stage', 'run_stages', 'status',
-           'run_command', 'status_command', 'fetch_command', 'main']
+           'run_command', 'status_command', 'audit_command', 'compare_command', 'fetch_command', 'main']
 
 # %% ../nbs/00_runs.ipynb #fc50fda6
 import ast, configparser, difflib, hashlib, importlib.metadata, importlib.util, json, os, platform, re, shutil, subprocess, sys, time
@@ -982,6 +982,28 @@ def status_command(run: Annotated[str, typer.Argument(help="name of the run")] =
     rows = [list(table), *table.to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows: print("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+@app.command("audit")
+def audit_command(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CSV, TSV, JSON Lines, JSON or Parquet: text,label or query,response,label or query,chosen,rejected")],
+    run: Annotated[str, typer.Option(help="name of the folder outputs/NAME/; audit-FILE if not given")] = "",
+):
+    "Audit any data: leakage, duplicates, what length and punctuation give away, labels to doubt, stray scripts."
+    from creawrite.audit import audit_files, findings
+    name, table = audit_files(files, run)
+    print("\n".join(findings(table)))
+    print(f"\nTable A1, the overlap of all parts, Figures A1 and A2, slices and rows to look at: outputs/{name}/audit/")
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="name of a finished run; reference/NAME for a reference run")],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="name of another")],
+):
+    "Put the tables of two runs side by side and say which numbers differ by more than chance."
+    from creawrite.paper import compare
+    print(compare(first, second))
 
 
 @data_app.command("fetch")
