@@ -50,7 +50,7 @@ def wilson(
     "95 % interval of a share, by Wilson's score method."
     if not n: return np.nan, np.nan
     low, high = proportion_confint(successes, n, method="wilson")
-    return float(low), float(high)
+    return min(float(low), successes / n), max(float(high), successes / n)  # rounding must not shut out 0 or 1
 
 # %% ../nbs/02_audit.ipynb #fc4ceebc
 def auc(

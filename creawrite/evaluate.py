@@ -1,7 +1,7 @@
 """Every policy writes for held-out prompts, both signals score, both frameworks face the evaluation set: with intervals and a length-only baseline.
 
 Reads `data/`, `audit/`, `sft/`, `reward_model/`, `grpo/`, `adversarial/` and `data/probe/`; writes `evaluate/`: generations.jsonl, scores.jsonl,
-verdicts.jsonl, probe.jsonl, and the tables frameworks.csv (Tables 1 and 4, Figure 2), excellence.csv (Tables 2 and 3), excellence_controlled.csv,
+verdicts.jsonl, probe.jsonl, and the tables frameworks.csv (Tables 1 and 4, Figure 2), agreement.csv, excellence.csv (Tables 2 and 3), excellence_controlled.csv,
 rewards.csv, comparisons.csv, text.csv, probe.csv and evaluators.csv.
 
 Departures: the paper's human ratings are not released, so agreement is with the labels of the evaluation set (clicks). Excellence by Signal-1 is
@@ -71,7 +71,7 @@ PROPORTIONS = {  # numerator, denominator; a: both good, b: only the evaluator, 
     "accuracy": (lambda a, b, c, d: a + d, lambda a, b, c, d: a + b + c + d),
     "precision": (lambda a, b, c, d: a, lambda a, b, c, d: a + b),
     "recall": (lambda a, b, c, d: a, lambda a, b, c, d: a + c),
-    "f1": (lambda a, b, c, d: 2 * a, lambda a, b, c, d: 2 * a + b + c)}
+    "f1": (lambda a, b, c, d: a, lambda a, b, c, d: a + (b + c) / 2)}
 CHANCE = {  # expected agreement, from p: rows that the evaluator calls good, y: rows labelled good, n: rows
     "kappa": lambda p, y, n: (p * y + (n - p) * (n - y)) / n**2,  # Cohen 1960
     "ac1": lambda p, y, n: (p + y) / n * (1 - (p + y) / (2 * n)),  # Gwet 2008, two categories
@@ -106,7 +106,7 @@ def agreement(
     for name, value in values.items():
         known = draws[name][np.isfinite(draws[name])] if len(v) else []
         low, high = np.quantile(known, [0.025, 0.975]) if len(known) and np.isfinite(value) else (np.nan, np.nan)
-        if low == high and name in PROPORTIONS: low, high = wilson(*(int(part(*rows.sum(0))) for part in PROPORTIONS[name]))
+        if low == high and name in PROPORTIONS: low, high = wilson(*(float(part(*rows.sum(0))) for part in PROPORTIONS[name]))
         elif low == high: low, high = (float(coefficients(rows.sum(0), bound)[name]) for bound in wilson(int((v == y).sum()), len(v)))
         found[name] = {"value": float(value), "low": float(low), "high": float(high)}
     return found
