@@ -321,6 +321,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'creawrite.paper.says_text': ('paper.html#says_text', 'creawrite/paper.py'),
                                  'creawrite.paper.size': ('paper.html#size', 'creawrite/paper.py'),
                                  'creawrite.paper.smooth': ('paper.html#smooth', 'creawrite/paper.py'),
+                                 'creawrite.paper.tested': ('paper.html#tested', 'creawrite/paper.py'),
                                  'creawrite.paper.tex_escape': ('paper.html#tex_escape', 'creawrite/paper.py'),
                                  'creawrite.paper.write_table': ('paper.html#write_table', 'creawrite/paper.py')},
             'creawrite.reward_model': { 'creawrite.reward_model.RewardModel': ( 'reward_model.html#rewardmodel',

@@ -56,6 +56,7 @@ def ratio(
     clusters,  # (n,) what belongs together: the query
     n_bootstrap: int = 1000,
     seed: int = 42,
+    share: bool = True,  # whether it is a share, for which Wilson's bounds can stand in
 ) -> dict:  # value, low, high, n
     "A ratio of sums with its 95 % bootstrap interval over clusters; NaN where the denominator is 0."
     top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)
@@ -63,7 +64,7 @@ def ratio(
     above, below = resampled(np.stack([top, bottom], axis=1), clusters, n_bootstrap, seed).T
     draws = above[below > 0] / below[below > 0]
     low, high = np.quantile(draws, [0.025, 0.975])
-    if low == high and set(np.unique(draws)) <= {0.0, 1.0}: low, high = wilson(int(top.sum()), int(bottom.sum()))
+    if share and low == high and low in (0, 1): low, high = wilson(int(top.sum()), int(bottom.sum()))
     return {"value": top.sum() / bottom.sum(), "low": low, "high": high, "n": len(top)}
 
 # %% ../nbs/10_evaluate.ipynb #03a8f6b6
@@ -98,7 +99,7 @@ def agreement(
     clusters,  # (n,) the query
     **bootstrap,  # n_bootstrap, seed
 ) -> dict[str, dict]:  # metric -> value, low, high
-    "Every metric with its 95 % bootstrap interval. Where every resample agrees, Wilson's bounds of the accuracy stand in for certainty."
+    "Every metric with its 95 % bootstrap interval. Where every resample agrees wholly, Wilson's bounds stand in for certainty."
     v, y = np.asarray(verdicts, int), np.asarray(labels, int)
     rows = np.stack([v & y, v & (1 - y), (1 - v) & y, (1 - v) & (1 - y)], axis=1)
     values, found = coefficients(rows.sum(0)), {}
@@ -107,7 +108,7 @@ def agreement(
         known = draws[name][np.isfinite(draws[name])] if len(v) else []
         low, high = np.quantile(known, [0.025, 0.975]) if len(known) and np.isfinite(value) else (np.nan, np.nan)
         if low == high and name in PROPORTIONS: low, high = wilson(*(float(part(*rows.sum(0))) for part in PROPORTIONS[name]))
-        elif low == high: low, high = (float(coefficients(rows.sum(0), bound)[name]) for bound in wilson(int((v == y).sum()), len(v)))
+        elif low == high == 1: low, high = (float(coefficients(rows.sum(0), bound)[name]) for bound in wilson(int((v == y).sum()), len(v)))
         found[name] = {"value": float(value), "low": float(low), "high": float(high)}
     return found
 
@@ -205,7 +206,7 @@ def means(
     scores: pd.DataFrame,  # from `scored`
     columns: dict[str, str],  # column -> its name in the result
     name: str,  # of that column in the result
-    **bootstrap,  # n_bootstrap, seed
+    **bootstrap,  # n_bootstrap, seed, share
 ) -> pd.DataFrame:  # policy, scene, <name>, value, low, high, n, missing
     "Mean of each column by policy and scene, with bootstrap intervals over queries."
     rows = []
@@ -248,8 +249,10 @@ def controlled(
         drawn = lambda: np.concatenate([places[i] for i in rng.integers(0, len(places), len(places))])
         fits = np.array([at_equal_length(policies[i], lengths[i], given[i], len(names)) for i in (drawn() for _ in range(n_refits))])
         values, low, high = at_equal_length(policies, lengths, given, len(names)), *np.quantile(fits, [0.025, 0.975], axis=0)
-        rows += [{"policy": name, "scene": scene_name, "signal": signal, "value": values[i], "low": min(low[i], values[i]), "high": max(high[i], values[i]),
-                  "n": int((policies == i).sum()), "length": lengths[policies == i].mean()} for i, name in enumerate(names) if (policies == i).any()]
+        for i, name in enumerate(names):
+            n, bounds = int((policies == i).sum()), (min(low[i], values[i]), max(high[i], values[i]))
+            if bounds[0] == bounds[1]: bounds = wilson(values[i] * n, n)  # one verdict for all
+            if n: rows.append({"policy": name, "scene": scene_name, "signal": signal, "value": values[i], "low": bounds[0], "high": bounds[1], "n": n, "length": lengths[policies == i].mean()})
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_evaluate.ipynb #551bca5b
@@ -264,9 +267,9 @@ def paired(
     for first, second in itertools.combinations(table, 2):
         given = table[[first, second]].dropna().astype(float)
         a, b = given.to_numpy().T
-        gap = ratio(a - b, np.ones(len(a)), clusters[given.index], **bootstrap)
-        if len(a) and not (a - b).any(): gap |= {"low": -wilson(0, len(a))[1], "high": wilson(0, len(a))[1], "p": 1.0}
-        elif set(np.unique(given)) <= {0.0, 1.0}: gap["p"] = mcnemar([[0, ((a == 1) & (b == 0)).sum()], [((a == 0) & (b == 1)).sum(), 0]], exact=True).pvalue
+        gap, binary = ratio(a - b, np.ones(len(a)), clusters[given.index], **bootstrap, share=False), set(np.unique(given)) <= {0.0, 1.0}
+        if not (a - b).any(): gap |= {"p": 1.0} | ({"low": -wilson(0, len(a))[1], "high": wilson(0, len(a))[1]} if binary else {})
+        elif binary: gap["p"] = mcnemar([[0, ((a == 1) & (b == 0)).sum()], [((a == 0) & (b == 1)).sum(), 0]], exact=True).pvalue
         else: gap["p"] = wilcoxon(a, b).pvalue
         rows.append({"measure": measure, "first": first, "second": second, **gap})
     found = pd.DataFrame(rows)
@@ -346,16 +349,16 @@ def text_measures(
         texts, queries = part.text.tolist(), part["query"].tolist()
         starts, spans = Counter(text[:opening] for text in texts), [corpus.span(text) for text in texts]
         stated = [(constraint(query), query, text) for query, text in zip(queries, texts) if constraint(query)]
-        mean = lambda values, asked=queries, under=None: ratio(values, np.ones(len(values)) if under is None else under, asked, **bootstrap)
+        mean = lambda values, asked=queries, under=None, share=True: ratio(values, np.ones(len(values)) if under is None else under, asked, **bootstrap, share=share)
         lost, tokens = surprise(base, queries, texts).T
         measures = {f"distinct-{n}": {"value": distinct(texts, n), "low": np.nan, "high": np.nan, "n": len(texts)} for n in (1, 2, 3)}
         measures |= {
-            "self-BLEU": mean(self_bleu(texts[:n_self_bleu]), queries[:n_self_bleu]),
+            "self-BLEU": mean(self_bleu(texts[:n_self_bleu]), queries[:n_self_bleu], share=False),
             "opening returns": mean([starts[text[:opening]] > 1 for text in texts]),
             "copied word for word": mean([text in corpus.texts for text in texts]),
-            "longest copied span": mean(spans), "share of the text in it": mean(spans, under=[len(text) for text in texts]),
+            "longest copied span": mean(spans, share=False), "share of the text in it": mean(spans, under=[len(text) for text in texts], share=False),
             "constraint kept": mean([keeps(rule, text) for rule, _, text in stated], [query for _, query, _ in stated]),
-            "perplexity under base": {key: np.exp(value) if key != "n" else value for key, value in mean(lost, under=tokens).items()}}
+            "perplexity under base": {key: np.exp(value) if key != "n" else value for key, value in mean(lost, under=tokens, share=False).items()}}
         rows += [{"policy": policy, "measure": name, **found} for name, found in measures.items()]
     return pd.DataFrame(rows)
 

@@ -16,7 +16,7 @@ __all__ = ['TEX', 'TABLE1', 'EXTRA', 'TABLE4', 'SLICES', 'METRICS', 'TABLE2', 'S
            'excellence_table', 'human_table', 'number', 'pivoted', 'evaluators_shown', 'leaderboard', 'audit_shown',
            'best_of', 'apart', 'says_table1', 'says_excellence', 'says_table4', 'says_probe', 'says_comparisons',
            'says_text', 'says_evaluators', 'figure_2', 'figure_probe', 'figure_excellence', 'smooth', 'figure_training',
-           'figure_file', 'report_markdown', 'report_page', 'finished', 'differences', 'compare']
+           'figure_file', 'report_markdown', 'report_page', 'finished', 'differences', 'tested', 'compare']
 
 # %% ../nbs/12_paper.ipynb #5ee84f71
 import base64, html
@@ -178,8 +178,9 @@ def evaluators_shown(
     def cell(row):
         if row.measure.startswith("agreement") or row.measure == "probe": return f"{percent(row)} (n = {row.n:.0f})"
         if row.measure == "missing": return f"{row.value:.0f} of {row.n:.0f}"
-        return number(row) if row.measure == "length preference" else f"{row.value:.3g}"
-    return pivoted(evaluators, "evaluator", "measure", cell)
+        return number(row) if row.measure == "length preference" else f"{row.value:.0f}" if row.measure.startswith("tokens") else f"{row.value:.2g}"
+    shown = pivoted(evaluators, "evaluator", "measure", cell)
+    return shown.rename(columns={f"agreement, {name}": label for name, label in SLICES.items()})
 
 
 def leaderboard(
@@ -238,8 +239,9 @@ def says_excellence(excellence, scene):
         rows = excellence[(excellence.scene == scene) & (excellence.signal == signal)].dropna(subset="value").set_index("policy")
         if rows.empty or "base" not in rows.index: continue
         top = best_of(rows)
-        word = f"{top.name} is judged good most often, {percent(top)} %" + (f", {apart(top, rows.loc['base'])} the base with {percent(rows.loc['base'])} %" if top.name != "base" else "; no trained policy is above the base")
-        said.append(f"By {signal} {word}.")
+        base, above = rows.loc["base"], top.value > rows.loc["base"].value
+        said.append(f"By {signal} " + (f"{top.name} is judged good most often, {percent(top)} %, {apart(top, base)} the base with {percent(base)} %." if above
+                                       else f"no trained policy is judged good more often than the base with {percent(base)} %."))
     return " ".join(said + ["A rate says what this judge passes; the length-only column says how much of it length would pass, and the equal-length columns what is left without length."])
 
 
@@ -269,10 +271,10 @@ def says_comparisons(comparisons):
 
 def says_text(text):
     "Copying and variety."
-    rows = text.set_index(["measure", "policy"])
     most = lambda measure: best_of(text[text.measure == measure].dropna(subset="value"))
     copied, varied = most("copied word for word"), most("distinct-2")
-    return f"{copied.policy} copies most: {percent(copied)} % of its greetings stand in the training data word for word. {varied.policy} has the most distinct character pairs, {100 * varied.value:.1f} %. Variety is not quality: noise is varied, too."
+    first = f"{copied.policy} copies most: {percent(copied)} % of its greetings stand in the training data word for word." if copied.value else "No greeting stands in the training data word for word."
+    return f"{first} {varied.policy} has the most distinct character pairs, {100 * varied.value:.1f} %. Variety is not quality: noise is varied, too."
 
 
 def says_evaluators(evaluators):
@@ -386,9 +388,9 @@ STORY = {
     "What the policies write": ["text", "table_rewards"],
     "How both signals were made": ["path_a", "reward_model", "reward_model/figure_calibration", "baselines", "adversarial/figure_rounds", "figure_training"],
     "What it cost": ["table_cost", "figure_cost"]}
-STYLE = """body{font:16px/1.55 system-ui,"Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif;color:#1b1b1b;background:#fff;max-width:60rem;margin:2rem auto;padding:0 1rem}
+STYLE = """body{font:16px/1.55 system-ui,"Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif;color:#1b1b1b;background:#fff;max-width:66rem;margin:2rem auto;padding:0 1rem}
 h1,h2{line-height:1.25}h2{margin-top:2.5rem;border-bottom:1px solid #ccc}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.8rem;margin:.5rem 0}
-th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical-align:top}th{border-bottom:2px solid #555}img{max-width:100%;height:auto}
+th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical-align:top;white-space:nowrap}th{border-bottom:2px solid #555}img{max-width:min(100%,46rem);height:auto}
 .says{border-left:3px solid #555;padding-left:.8rem}details{margin:1rem 0}"""
 
 
@@ -460,20 +462,26 @@ def differences(
     first: Path,  # folder of a run
     second: Path,
 ) -> pd.DataFrame:  # table, what, first, second, difference, low, high, p_holm
-    "Every number that both runs have with an interval, the surest difference first."
-    rows = []
-    for name in COMPARED:
-        if not all((folder / f"{name}.csv").is_file() for folder in (first, second)): continue
-        one, two = (pd.read_csv(folder / f"{name}.csv").dropna(subset=["value", "low", "high"]) for folder in (first, second))
-        keys = [column for column in one if not pd.api.types.is_numeric_dtype(one[column]) and column in two and column not in ("note", "unit")]
-        both = one.merge(two, on=keys, suffixes=("_1", "_2")) if keys else one[:0]
-        rows += [{"table": name.rpartition("/")[2], "what": ", ".join(str(getattr(row, key)) for key in keys), "first": row.value_1, "second": row.value_2, "difference": row.value_2 - row.value_1,
-                  "error": np.hypot(row.high_1 - row.low_1, row.high_2 - row.low_2) / (2 * norm.ppf(0.975))} for row in both.itertuples()]
-    found = pd.DataFrame(rows, columns=["table", "what", "first", "second", "difference", "error"])
-    if found.empty: return found.assign(low=[], high=[], p_holm=[])
-    reach, z = norm.ppf(0.975) * found.error, np.where(found.difference == 0, 0, np.abs(found.difference) / found.error.clip(lower=1e-12))
-    found = found.assign(low=found.difference - reach, high=found.difference + reach, p_holm=multipletests(2 * norm.sf(z), method="holm")[1])
-    return found.sort_values("p_holm", kind="stable", ignore_index=True).drop(columns="error")
+    "Every number that both runs have with an interval, the surest difference first; p by Holm over all."
+    found = [tested(*(pd.read_csv(folder / f"{name}.csv") for folder in (first, second))).assign(table=name.rpartition("/")[2])
+             for name in COMPARED if all((folder / f"{name}.csv").is_file() for folder in (first, second))]
+    found = pd.concat(found) if found else pd.DataFrame(columns=["p"])
+    return found.assign(p_holm=multipletests(found.p, method="holm")[1] if len(found) else []).sort_values("p_holm", kind="stable", ignore_index=True)
+
+
+def tested(
+    one: pd.DataFrame,  # value, low, high, and columns of words that name the line
+    two: pd.DataFrame,  # the same of another run
+) -> pd.DataFrame:  # what, first, second, difference, low, high, p, p_holm (within this table)
+    "The lines that two tables share, and a z-test of each difference by both intervals."
+    one, two = (table.dropna(subset=["value", "low", "high"]) for table in (one, two))
+    keys = [column for column in one if column in two and not pd.api.types.is_numeric_dtype(one[column]) and column not in ("note", "unit")]
+    both = one.merge(two, on=keys, suffixes=("_1", "_2"))
+    difference, error = both.value_2 - both.value_1, np.hypot(both.high_1 - both.low_1, both.high_2 - both.low_2) / (2 * norm.ppf(0.975))
+    p = 2 * norm.sf(np.where(difference == 0, 0, np.abs(difference) / error.clip(lower=1e-12)))
+    reach = norm.ppf(0.975) * error
+    return pd.DataFrame({"what": [", ".join(map(str, row)) for row in both[keys].to_numpy()], "first": both.value_1, "second": both.value_2, "difference": difference,
+                         "low": difference - reach, "high": difference + reach, "p": p, "p_holm": multipletests(p, method="holm")[1] if len(p) else p})
 
 
 def compare(
