@@ -367,7 +367,8 @@ def suspects(
                     for i, row in enumerate(rows) if sure[i, 1 - row.label] >= usual[1 - row.label]]
 
 # %% ../nbs/02_audit.ipynb #920a8ae4
-MOJIBAKE = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯|Ã.|â€|ï¼|[\ue000-\uf8ff\x00-\x08\x0b-\x1f\x7f]")
+# what decoders leave behind: U+FFFD, GBK fill patterns, UTF-8 read as GBK (，。的我) or as Latin-1, private use and control characters
+MOJIBAKE = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯|[锛銆鐨鎴]|Ã.|â€|ï¼|[\ue000-\uf8ff\x00-\x08\x0b-\x1f\x7f]")
 
 
 def stray(

@@ -92,5 +92,5 @@ def test_unreadable_files_get_a_clear_answer(kit, creawrite):
 
 @pytest.mark.parametrize("text, query, pieces", [
     ("愿你前路有光，VIP待遇，Wi-Fi满格", "", []), ("Happy生日", "写句happy birthday", []), ("愿你every天都好", "", ["every"]), ("お誕生日", "", ["お"]),
-    ("С праздником", "", ["С", "праздником"]), ("祝ⁿⁿⁿ", "", ["ⁿⁿⁿ"]), ("愿\ufffd好", "", ["\ufffd"]), ("Ã¥ÂŸÂ好", "", None), ("🎂🎉生日快乐～", "", [])])
-def test_stray(text, query, pieces): assert audit.stray(text, query) == pieces if pieces is not None else audit.stray(text, query)
+    ("С праздником", "", ["С", "праздником"]), ("祝ⁿⁿⁿ", "", ["ⁿⁿⁿ"]), ("愿\ufffd好", "", ["\ufffd"]), ("谢谢鎴戜滑", "", ["鎴"]), ("🎂🎉生日快乐～", "", [])])
+def test_stray(text, query, pieces): assert audit.stray(text, query) == pieces
