@@ -156,11 +156,12 @@ async def verdicts_on(
     run: str,  # name of the run
     llm: LLM,  # who judges
     rows: list[EvaluationRow],  # labelled greetings
+    fitted: dict | None = None,  # from `scorers`, if known
 ) -> pd.DataFrame:  # evaluator, id, query, label, verdict
     "What every evaluator says about every row."
     both = [row.query for row in rows], [row.response for row in rows]
     said = {name: await judge(*both) for name, judge in judges(run, llm).items()}
-    said |= {name: (score(*both) > cut).astype(int) for name, (score, cut) in scorers(run).items()}
+    said |= {name: (score(*both) > cut).astype(int) for name, (score, cut) in (fitted or scorers(run)).items()}
     return pd.concat([pd.DataFrame({"evaluator": name, "id": [r.id for r in rows], "query": both[0], "label": [r.label for r in rows], "verdict": pd.array(given, dtype="Int64")})
                       for name, given in said.items()], ignore_index=True)
 
@@ -377,12 +378,13 @@ async def probed(
     run: str,  # name of the run
     llm: LLM,  # who judges
     pairs: list[dict],  # from `probe_pairs`
+    fitted: dict | None = None,  # from `scorers`, if known
 ) -> pd.DataFrame:  # evaluator, id, flaw, kind (verdict or score), sound, flawed
     "What every evaluator gives both texts of every pair; length alone prefers the longer one."
     queries, texts = [pair["query"] for pair in pairs] * 2, [pair[kind] for kind in ("sound", "flawed") for pair in pairs]
     wanted = {name: judge for name, judge in judges(run, llm).items() if name == "multi_agent" or name.startswith("adversarial")}
     given = {name: ("verdict", await judge(queries, texts)) for name, judge in wanted.items()}
-    given |= {name: ("score", score(queries, texts)) for name, (score, _) in scorers(run).items()}
+    given |= {name: ("score", score(queries, texts)) for name, (score, _) in (fitted or scorers(run)).items()}
     return pd.concat([pd.DataFrame({"evaluator": name, "id": [pair["id"] for pair in pairs], "flaw": [pair["flaw"] for pair in pairs], "kind": kind,
                                     "sound": pd.array(values[:len(pairs)], dtype="Float64"), "flawed": pd.array(values[len(pairs):], dtype="Float64")})
                       for name, (kind, values) in given.items()], ignore_index=True)
@@ -435,12 +437,12 @@ def evaluator_table(
 
 
 def timed(
-    run: str,  # name of the run
+    fitted: dict,  # from `scorers`
     rows: list[EvaluationRow],
 ) -> pd.DataFrame:  # evaluator, measure, value, n
     "Seconds per verdict of the evaluators that ask nobody."
     found = []
-    for name, (score, _) in scorers(run).items():
+    for name, (score, _) in fitted.items():
         began = time.perf_counter()
         score([row.query for row in rows], [row.response for row in rows])
         found.append({"evaluator": name, "measure": "seconds per verdict", "value": (time.perf_counter() - began) / len(rows), "n": len(rows)})

@@ -63,20 +63,17 @@ def test_interval_of_a_rate_covers_with_clusters():
 def test_intervals_of_chance_corrected_agreement_cover():
     rng, cells = np.random.default_rng(0), [0.45, 0.15, 0.10, 0.30]
     truth, hits = {name: value for name, value in evaluate.coefficients(np.array(cells) * 1e9).items()}, {name: [] for name in evaluate.METRICS}
-    for _ in range(300):
+    for _ in range(200):
         found = evaluate.agreement(*from_table(*rng.multinomial(140, cells)), range(140), **FAST)
         for name, values in found.items(): hits[name].append(values["low"] <= truth[name] <= values["high"])
     assert all(0.90 <= np.mean(hit) <= 0.98 for hit in hits.values()), {name: np.mean(hit) for name, hit in hits.items()}
 
 
 def test_interval_of_a_probe_score_covers_with_ties():
-    rng, hits = np.random.default_rng(0), []
-    for _ in range(400):
-        kinds = rng.choice(3, 26, p=[0.55, 0.3, 0.15])  # right, tie, wrong: 0.70
-        table = pd.DataFrame({"evaluator": "x", "flaw": "taboo", "kind": "verdict", "sound": np.where(kinds == 2, 0, 1), "flawed": np.where(kinds == 0, 0, 1)})
-        row = evaluate.probe_table(table).iloc[0]
-        hits.append(row.low <= 0.70 <= row.high)
-    assert np.mean(hits) >= 0.90
+    kinds = np.random.default_rng(0).choice(3, 400 * 26, p=[0.55, 0.3, 0.15])  # right, tie, wrong: 0.70; every trial as a flaw of its own
+    table = pd.DataFrame({"evaluator": "x", "flaw": np.repeat(np.arange(400).astype(str), 26), "kind": "verdict", "sound": np.where(kinds == 2, 0, 1), "flawed": np.where(kinds == 0, 0, 1)})
+    found = evaluate.probe_table(table).query("flaw != 'all'")
+    assert ((found.low <= 0.70) & (0.70 <= found.high)).mean() >= 0.90
 
 
 def test_missing_verdicts_are_counted_and_no_grade():
@@ -99,10 +96,10 @@ def test_paired_differences():
 
 def test_wrong_alarms_stay_rare_under_holm():
     rng, alarms = np.random.default_rng(0), 0
-    for _ in range(120):
+    for _ in range(30):
         table = pd.DataFrame(rng.normal(size=(40, 4)), columns=list("abcd"))
         alarms += (evaluate.paired(table, pd.Series(range(40)), "score", n_bootstrap=20).p_holm < 0.05).any()
-    assert alarms / 120 <= 0.11
+    assert alarms <= 4  # 1.5 expected, 5 or more in 2 % of seeds
 
 
 def completions(rate, n=300, seed=0):

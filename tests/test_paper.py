@@ -86,17 +86,17 @@ def test_compare_answers_clearly(kit, creawrite):
 
 
 def test_two_runs_of_one_truth_rarely_differ():
-    "Under no difference at most about 5 % of comparisons name one."
+    "Without a difference about one comparison in twenty names one."
     rng, alarms = np.random.default_rng(0), 0
     keys = pd.DataFrame({"policy": [f"p{i}" for i in range(8)], "scene": "all"})
-    for trial in range(150):
+    for _ in range(30):
         tables = []
         for _ in range(2):
             rates = rng.binomial(300, 0.4, 8) / 300
             reach = 1.96 * np.sqrt(rates * (1 - rates) / 300)
             tables.append(keys.assign(value=rates, low=rates - reach, high=rates + reach, n=300))
         alarms += (paper.tested(*tables).p_holm < 0.05).any()
-    assert alarms / 150 <= 0.10
+    assert alarms <= 4
 
 
 def test_report_stands_alone(smoke_run):
