@@ -16,7 +16,7 @@ __all__ = ['NO_QUERY', 'FEATURES', 'MOJIBAKE', 'COLUMNS', 'LABELS', 'FORMS', 'RE
            'length_matched', 'make_slices', 'slices', 'suspects', 'stray', 'line', 'share', 'leakage_lines',
            'corpus_lines', 'surface_lines', 'feature_lines', 'pair_lines', 'tfidf_lines', 'texts_of', 'content_lines',
            'query_lines', 'doubt_lines', 'table_a1', 'figure_a2', 'run_audit', 'read_file', 'as_split', 'audit_files',
-           'findings']
+           'told', 'about_feature', 'about_labels', 'findings']
 
 # %% ../nbs/02_audit.ipynb #dae85bed
 import hashlib, json, math, re, unicodedata
@@ -642,28 +642,42 @@ def audit_files(
     return run, run_audit(run)
 
 # %% ../nbs/02_audit.ipynb #15e5a4ff
+def told(
+    row,  # a line of Table A1
+) -> str:  # "89.2 [87.8, 90.5] %", "0.929 [0.916, 0.940]"
+    "The number of a line with its interval."
+    if row.unit == "share": return f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}] %"
+    return f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]"
+
+
+def about_feature(feature, area, only):
+    "What one feature alone makes of the labels."
+    if "tells nothing" in area.note: return f"All responses have the same {feature}: it tells nothing about the label."
+    if np.isnan(area.value): return f"One label has a single row: {feature} cannot be tested."
+    word = "does not separate" if area.low <= 0.5 <= area.high else "separates"
+    return f"{feature.capitalize()} alone {word} good from bad: AUC {told(area)}" + (f", right on {told(only)} ({only.note.split(';')[0]})." if only is not None else ".")
+
+
+def about_labels(known):
+    "What the labels of an evaluation set are worth."
+    good = known.get(("labelled good", "evaluation", "all"))
+    if good is None: return []
+    said = f"{good.n:,} labelled rows, {told(good)} of them good." + (" So few rows decide nothing: look at the intervals." if good.n < 20 else "")
+    if good.value in (0, 1): return [said, "All rows carry one label: nothing can be separated, and an accuracy on them means nothing."]
+    return [said, *(about_feature(feature, *(known.get((f"{feature}{what}", "evaluation", "all")) for what in (" AUC", "-only accuracy"))) for feature in FEATURES)]
+
+
 def findings(
     table: pd.DataFrame,  # Table A1
 ) -> list[str]:  # sentences
     "What the numbers say, in plain words."
-    known = {(row.check, row.split, row.slice): row for row in table.itertuples()}
-    cell = lambda row, unit=100: f"{unit * row.value:.{1 if unit == 100 else 3}f}" + (f" [{unit * row.low:.{1 if unit == 100 else 3}f}, {unit * row.high:.{1 if unit == 100 else 3}f}]" if row.low == row.low else "")
-    said, good = [], known.get(("labelled good", "evaluation", "all"))
-    if good is not None:
-        said.append(f"{good.n:,} labelled rows, {cell(good)} % of them good." + (" So few rows decide nothing: look at the intervals." if good.n < 20 else ""))
-        if good.value in (0, 1): said.append("All rows carry one label: nothing can be separated, and an accuracy on them means nothing.")
-    for feature in FEATURES:
-        area, only = known.get((f"{feature} AUC", "evaluation", "all")), known.get((f"{feature}-only accuracy", "evaluation", "all"))
-        if area is None or good.value in (0, 1): continue
-        if "tells nothing" in area.note: said.append(f"All responses have the same {feature}: it tells nothing about the label.")
-        elif area.value != area.value: said.append(f"One label has a single row: {feature} cannot be tested.")
-        else: said.append(f"{feature.capitalize()} alone separates good from bad with an AUC of {cell(area, 1)}" + (f" and is right on {cell(only)} % ({only.note.split(';')[0]})." if only is not None else "."))
-    for name in ("evaluation", "pairs_test"):
-        free = [row for row in known.values() if row.check == "leak-free" and row.split == name]
-        said += [f"{r.value * r.n:,.0f} of {r.n:,} rows of {name} are leak-free: neither their query nor a response stands or nearly stands in training data." for r in free]
-    for row in known.values():
-        if row.slice == "all" and row.value > 0 and row.check.startswith("label noise candidate"): said.append(f"Label noise candidates, {row.check.split(': ')[1]}: {row.value * row.n:,.0f} of {row.n:,} rows.")
-        if row.slice == "all" and row.value > 0 and "stray script" in row.check: said.append(f"Stray script or mojibake in {row.value * row.n:,.0f} of {row.n:,} texts of {f'{row.split} {row.check}'.split(' response')[0]}.")
-        if "keeps the constraint" in row.check: said.append(f"{f'{row.split} {row.check}'.split(' response')[0]}: {cell(row)} % of {row.n:,} responses keep a constraint that their query states.")
-        if row.check == "chosen is longer" and row.n: said.append(f"{row.split}: the chosen response is the longer one in {cell(row)} % of {row.n:,} pairs.")
+    known = {(row.check, row.split, row.slice): row for row in table.itertuples() if row.n}
+    said, count = about_labels(known), lambda row: f"{row.value * row.n:,.0f} of {row.n:,}"
+    for (check, split, slice), row in known.items():
+        texts = f"{split} {check}".split(" response")[0]
+        if check == "leak-free": said.append(f"{count(row)} rows of {split} are leak-free: neither their query nor a response stands or nearly stands in training data.")
+        elif check == "chosen is longer": said.append(f"{split}: the chosen response is the longer one in {told(row)} of {row.n:,} pairs.")
+        elif "keeps the constraint" in check: said.append(f"{texts}: {told(row)} of {row.n:,} responses keep a constraint that their query states.")
+        elif check.startswith("label noise") and row.value: said.append(f"Label noise candidates, {check.split(': ')[1]}: {count(row)} rows.")
+        elif "stray script" in check and row.value: said.append(f"Stray script or mojibake in {count(row)} texts of {texts}.")
     return said

@@ -29,7 +29,7 @@ def texts(n, seed=0):
 def test_two_columns_go_through_one_command(kit, creawrite, name):
     code, told, error = creawrite("audit", write(kit, name, texts(80), ["Text", "label"]))
     assert (code, error) == (0, "") and "80 labelled rows, 50.0 [39.3, 60.7] % of them good" in told
-    assert "Length alone separates good from bad with an AUC of 0.9" in told and "threshold fitted on the other folds" in told and "outputs/audit-mine/audit/" in told
+    assert "Length alone separates good from bad: AUC 0.9" in told and "threshold fitted on the other folds" in told and "outputs/audit-mine/audit/" in told
     folder = run_dir("audit-mine") / "audit"
     table = pd.read_csv(folder / "table_a1.csv", keep_default_na=False)
     assert not table.check.str.startswith("query").any() and set(read_json(folder / "slices.json")["evaluation"]) == {"all", "leak_free", "length_matched", "leak_free_length_matched"}
@@ -74,7 +74,7 @@ def test_labels_to_doubt_and_stray_pieces_are_listed(kit, creawrite):
 def test_odd_files_get_a_clear_answer(kit, creawrite, rows, columns, code, answer):
     got, told, error = creawrite("audit", write(kit, "odd.csv", rows, columns))
     assert got == code and answer in (error if code else told) and "Traceback" not in error
-    assert "nan" not in told and "length alone separates" not in told.lower() if code == 0 and len(rows) != 5 else True
+    if code == 0 and len(rows) != 5: assert "nan" not in told and "alone separates" not in told
 
 
 def test_unreadable_files_get_a_clear_answer(kit, creawrite):

@@ -1,5 +1,6 @@
 "Stage 10: agreement, tests, equal length, text measures and the probe set, against libraries, published examples and simulation."
 import asyncio
+import gc
 
 import krippendorff
 import numpy as np
@@ -95,6 +96,7 @@ def test_paired_differences():
 
 
 def test_wrong_alarms_stay_rare_under_holm():
+    gc.freeze()  # multipletests collects garbage at each call, which takes long beside torch
     rng, alarms = np.random.default_rng(0), 0
     for _ in range(30):
         table = pd.DataFrame(rng.normal(size=(40, 4)), columns=list("abcd"))

@@ -1,4 +1,5 @@
 "Stage 12: tables, the sentences under them, the one-page report, and two runs side by side."
+import gc
 import json
 import re
 import shutil
@@ -87,6 +88,7 @@ def test_compare_answers_clearly(kit, creawrite):
 
 def test_two_runs_of_one_truth_rarely_differ():
     "Without a difference about one comparison in twenty names one."
+    gc.freeze()  # multipletests collects garbage at each call, which takes long beside torch
     rng, alarms = np.random.default_rng(0), 0
     keys = pd.DataFrame({"policy": [f"p{i}" for i in range(8)], "scene": "all"})
     for _ in range(30):
