@@ -308,6 +308,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'creawrite.paper.finished': ('paper.html#finished', 'creawrite/paper.py'),
                                  'creawrite.paper.framework_table': ('paper.html#framework_table', 'creawrite/paper.py'),
                                  'creawrite.paper.human_table': ('paper.html#human_table', 'creawrite/paper.py'),
+                                 'creawrite.paper.inlined': ('paper.html#inlined', 'creawrite/paper.py'),
                                  'creawrite.paper.leaderboard': ('paper.html#leaderboard', 'creawrite/paper.py'),
                                  'creawrite.paper.number': ('paper.html#number', 'creawrite/paper.py'),
                                  'creawrite.paper.pivoted': ('paper.html#pivoted', 'creawrite/paper.py'),

@@ -16,7 +16,7 @@ __all__ = ['TEX', 'TABLE1', 'EXTRA', 'TABLE4', 'SLICES', 'METRICS', 'TABLE2', 'S
            'excellence_table', 'human_table', 'number', 'pivoted', 'evaluators_shown', 'leaderboard', 'audit_shown',
            'best_of', 'apart', 'says_table1', 'says_excellence', 'says_table4', 'says_probe', 'says_comparisons',
            'says_text', 'says_evaluators', 'figure_2', 'figure_probe', 'figure_excellence', 'smooth', 'figure_training',
-           'figure_file', 'report_markdown', 'report_page', 'finished', 'differences', 'tested', 'compare']
+           'figure_file', 'inlined', 'report_markdown', 'report_page', 'finished', 'differences', 'tested', 'compare']
 
 # %% ../nbs/12_paper.ipynb #5ee84f71
 import base64, html
@@ -390,7 +390,7 @@ STORY = {
     "What it cost": ["table_cost", "figure_cost"]}
 STYLE = """body{font:16px/1.55 system-ui,"Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif;color:#1b1b1b;background:#fff;max-width:66rem;margin:2rem auto;padding:0 1rem}
 h1,h2{line-height:1.25}h2{margin-top:2.5rem;border-bottom:1px solid #ccc}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.8rem;margin:.5rem 0}
-th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical-align:top;white-space:nowrap}th{border-bottom:2px solid #555}img{max-width:min(100%,46rem);height:auto}
+th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical-align:top;white-space:nowrap}th{border-bottom:2px solid #555}img{max-width:100%;height:auto}
 .says{border-left:3px solid #555;padding-left:.8rem}details{margin:1rem 0}"""
 
 
@@ -401,6 +401,16 @@ def figure_file(
     "Where a figure lies, if the run has it."
     path = folder / f"{name if '/' in name else f'paper/{name}'}.png"
     return path if path.is_file() else None
+
+
+def inlined(
+    path: Path,  # PNG
+    name: str,  # what it shows
+) -> str:  # <img> that holds the file
+    "A figure in its printed size: 160 pixels are an inch, and so are 100 of a page's."
+    image = path.read_bytes()
+    width = int.from_bytes(image[16:20]) * 100 // 160  # the PNG header's
+    return f'<p><img alt="{html.escape(name)}" width="{width}" src="data:image/png;base64,{base64.b64encode(image).decode()}"></p>'
 
 
 def report_markdown(
@@ -425,7 +435,6 @@ def report_page(
     about: str,  # engine, data, policies
 ) -> str:  # HTML
     "The same on one page: figures inside it, long tables folded, no script."
-    inline = lambda path: f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     pieces, parse = [], mistune.create_markdown(plugins=["table"])
     for heading, names in STORY.items():
         found = []
@@ -436,7 +445,7 @@ def report_page(
                 rows = f'<div class="wide">{parse(body)}</div>'
                 if body.count("\n") > 26: rows = f"<details><summary>{body.count(chr(10)) - 1} lines</summary>{rows}</details>"
                 found.append(f"<p>{html.escape(caption)}</p>{rows}" + (f'<p class="says">{html.escape(says[name])}</p>' if says.get(name) else ""))
-            elif figure: found.append(f'<img alt="{html.escape(name)}" src="{inline(figure)}">')
+            elif figure: found.append(inlined(figure, name))
         if found: pieces.append(f"<h2>{html.escape(heading)}</h2>" + "".join(found))
     title = f"LLM-as-a-Judge versus multi-agent rewards: run {folder.name}"
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
