@@ -10,7 +10,7 @@ Modules:
 - `creawrite.llm`: One client for every agent and judge: typed answers, a ledger of every call, and a failure that never becomes a grade.
 - `creawrite.multi_agent`: Path A: agents debate each candidate greeting, judge it and reflect; what they accept and reject becomes preference pairs.
 - `creawrite.offline`: A deterministic rulebook behind the OpenAI wire format, so that the whole kit runs with no key, no network and no GPU.
-- `creawrite.paper`: Tables 1-4 and Figure 2 in the paper's shape, rebuilt from files, published values beside ours.
+- `creawrite.paper`: Tables 1-5 and Figure 2 in the paper's shape, rebuilt from files, published values beside ours, and one page that tells the story.
 - `creawrite.reward_model`: A model that scores a greeting, trained on pairs; and whether it has learned more than length.
 - `creawrite.runs`: Where everything lies, and the runner that turns settings.ini into executed notebooks.
 - `creawrite.sft`: A tokenizer, a small model that writes greetings of mixed quality, and the same model after supervised fine-tuning on good ones."""

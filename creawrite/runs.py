@@ -19,7 +19,8 @@ __all__ = ['CJK_FONTS', 'INKS', 'MARKERS', 'DASHES', 'OWN_KEYS', 'NO_PROFILE', '
            'read_record', 'new_record', 'verdict', 'alive', 'lock', 'in_progress', 'relative', 'clean', 'Copy',
            'Indented', 'Stop', 'kernel_manager', 'environment', 'heading', 'execute', 'duration', 'expected', 'outlook',
            'ahead', 'run_stage', 'run_stages', 'status', 'run_command', 'status_command', 'show', 'stats_command',
-           'export_command', 'import_command', 'check_command', 'fetch_command', 'main']
+           'export_command', 'import_command', 'check_command', 'audit_command', 'compare_command', 'fetch_command',
+           'main']
 
 # %% ../nbs/00_runs.ipynb #fc50fda6
 import ast, configparser, difflib, hashlib, importlib.metadata, importlib.util, json, os, platform, re, shutil, subprocess, sys, time
@@ -407,8 +408,8 @@ READS = {
     "sft": ["data"],
     "reward_model": ["data", "sft", "multi_agent"],
     "grpo": ["data", "sft", "reward_model", "adversarial"],
-    "evaluate": ["data", "audit", "multi_agent", "adversarial", "sft", "reward_model", "grpo"],
-    "paper": ["data", "audit", "multi_agent", "adversarial", "sft", "reward_model", "grpo", "evaluate", "data/published.csv"],
+    "evaluate": ["data", "audit", "multi_agent", "adversarial", "sft", "reward_model", "grpo", "data/probe/pairs.jsonl"],
+    "paper": ["data", "audit", "multi_agent", "adversarial", "sft", "reward_model", "grpo", "evaluate", "human", "data/published.csv"],
 }
 NO_ARTIFACT = re.compile(r"(^|/)\.|\.part$|(^|/)ledger\.sqlite")  # hidden, unfinished, or the cache
 
@@ -1065,6 +1066,28 @@ def check_command(run: Run = "smoke"):
     "Read every call: whether the file is whole, keys fit, and how calls ended."
     from creawrite.llm import check_ledger
     print(", ".join(f"{count:,} {name}" for name, count in check_ledger(run).items()))
+
+
+@app.command("audit")
+def audit_command(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="CSV, TSV, JSON Lines, JSON or Parquet: text,label or query,response,label or query,chosen,rejected")],
+    run: Annotated[str, typer.Option(help="name of the folder outputs/NAME/; audit-FILE if not given")] = "",
+):
+    "Audit any data: leakage, duplicates, what length and punctuation give away, labels to doubt, stray scripts."
+    from creawrite.audit import audit_files, findings
+    name, table = audit_files(files, run)
+    print("\n".join(findings(table)))
+    print(f"\nTable A1, the overlap of all parts, Figures A1 and A2, slices and rows to look at: outputs/{name}/audit/")
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="name of a finished run; reference/NAME for a reference run")],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="name of another")],
+):
+    "Put the tables of two runs side by side and say which numbers differ by more than chance."
+    from creawrite.paper import compare
+    print(compare(first, second))
 
 
 @data_app.command("fetch")

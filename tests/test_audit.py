@@ -53,13 +53,19 @@ def test_auc():
         assert area == pytest.approx(roc_auc_score(labels, scores)) and 0 <= low <= area <= high <= 1
 
 
-def test_auc_covers():
+@pytest.mark.parametrize("good, bad, shift, spread", [(40, 50, 0.8, 1), (8, 12, 1.2, 1), (60, 90, 0.8, 2), (14, 300, 0, 1)])
+def test_auc_covers(good, bad, shift, spread):
     from scipy.stats import norm
-    rng, truth, hits = np.random.default_rng(0), norm.cdf(0.8 / 2**0.5), []
+    rng, truth, hits = np.random.default_rng(0), norm.cdf(shift / (1 + spread**2)**0.5), []
     for _ in range(600):
-        _, low, high = audit.auc(np.r_[rng.normal(0.8, 1, 40), rng.normal(0, 1, 50)], [1] * 40 + [0] * 50)
+        _, low, high = audit.auc(np.r_[rng.normal(shift, spread, good), rng.normal(0, 1, bad)], [1] * good + [0] * bad)
         hits.append(low <= truth <= high)
-    assert 0.90 <= np.mean(hits) <= 0.98
+    assert 0.90 <= np.mean(hits) <= 0.985
+
+
+def test_perfect_separation_of_few_rows_is_not_certain():
+    area, low, high = audit.auc([1, 2, 3, 4, 5], [0, 0, 1, 1, 1])
+    assert area == high == 1 and low < 0.7
 
 
 def test_length_threshold_is_the_best_one():
@@ -100,8 +106,8 @@ def test_leak_free(kit):
 
 def test_sample_is_held_out_and_balanced(kit):
     table = audited(data.splits_of("sample"))
-    leaks = [key for key in table.index if "stands in" in key[0] and key[1] != "sft"]
-    assert len(leaks) == 14 and table.loc[leaks].value.max() == 0
+    leaks = [key for key in table.index if "stands in " in key[0] and key[1] != "sft"]
+    assert len(leaks) == 28 and table.loc[leaks].value.max() == 0
     assert 0.40 <= table.value["length AUC", "evaluation", "all"] <= 0.60
     assert table.value["length-only accuracy", "evaluation", "all"] < 0.65
     found = audit.slices("t")
@@ -122,7 +128,8 @@ def test_small_and_odd_data_get_a_clear_answer(kit):
     assert np.isnan(one_label.value["length AUC", "evaluation", "all"]) and "one label only" in one_label.note["length AUC", "evaluation", "all"]
     assert one_label.loc[("labelled good", "evaluation", "length_matched"), ["n", "note"]].tolist() == [0, "no rows, no number"]
     equal = audited({"evaluation": rows(1, [9] * 3) + rows(0, [9] * 2)})
-    assert equal.value["length AUC", "evaluation", "all"] == 0.5
+    assert equal.value["length AUC", "evaluation", "all"] == 0.5 and "all of one length" in equal.note["length AUC", "evaluation", "all"]
+    assert ("length-only accuracy", "evaluation", "all") not in equal.index
     five = audited({"pairs_train": [data.PreferencePair(id=str(i), query="祝福", chosen="愿你安好", rejected="好" * i) for i in range(1, 6)]})
     assert five.value["chosen is longer", "pairs_train", "all"] == 0.6
     pairs = [data.PreferencePair(id=str(i), query=f"祝福{i}", chosen="好" * 9, rejected="坏") for i in range(3)]
@@ -145,21 +152,24 @@ def test_released_data_gives_the_known_figures(kit):
     assert counted("response stands among pairs_train chosen", "sft") == 4000
     assert value("length AUC") == pytest.approx(0.929, abs=5e-4)
     assert value("length-only accuracy, in-sample") == 0.9025
-    assert "longer than 38," in table.note["length-only accuracy, in-sample", "evaluation", "all"]
+    assert "over 38," in table.note["length-only accuracy, in-sample", "evaluation", "all"]
     assert value("length-only accuracy") == 0.892 and audit.length_rule("t") == 42
     assert value("mean length, good responses") == pytest.approx(62, abs=0.5) and value("mean length, bad responses") == pytest.approx(24, abs=0.5)
     assert value("chosen is longer", "pairs_test") == pytest.approx(0.953, abs=5e-4)
     assert value("chosen is longer, ties left out", "pairs_test") == pytest.approx(0.980, abs=5e-4)
     tfidf = table.loc[("TF-IDF Bradley-Terry accuracy", "pairs_test")]
-    assert tfidf.n.to_dict() == dict(all=1586, leak_free=1364, length_matched=109, leak_free_length_matched=77, equal_length=44)
+    assert tfidf.n.to_dict() == dict(all=1586, leak_free=1195, length_matched=109, leak_free_length_matched=69, equal_length=44)
     assert tfidf.value[["all", "length_matched", "equal_length"]].round(4).tolist() == [0.9905, 0.8991, 0.8182]
     counts = {slice: len(ids) for slice, ids in audit.slices("t")["evaluation"].items()}
-    assert counts == dict(all=2000, leak_free=943, length_matched=394, leak_free_length_matched=28)
+    assert counts == dict(all=2000, leak_free=863, length_matched=394, leak_free_length_matched=28)
     shared = audit.overlap(audit.parts("t")[1]).set_index(["part", "other"]).shared
     assert shared["evaluation good", "pairs_train chosen"] == 989
     queries = {name: {row.query for row in data.load("t", name)} for name in ("evaluation", "pairs_train", "pairs_test")}
     asked = queries["evaluation"]
     assert [len(asked), len(asked & queries["pairs_train"]), len(asked & queries["pairs_test"])] == [1942, 1000, 814]
+    assert value("punctuation AUC") > value("length AUC") and value("punctuation-only accuracy", slice="length_matched") > 0.6
+    assert value("good response keeps the constraint of its query") < 0.25 and value("bad response keeps the constraint of its query") > 0.7
+    assert value("response with stray script or mojibake", "sft") > 0 and 0 < value("label noise candidate: a model of characters doubts the label") < 0.05
 
 
 def test_near_duplicates_are_those_of_every_comparison():

@@ -66,7 +66,7 @@ def test_the_four_rl_policies_learned_from_where_they_should(smoke_run):
 
 def test_no_pickle_among_the_artifacts(smoke_run):
     kinds = {path.suffix for path in (OUTPUTS / smoke_run).rglob("*") if path.is_file() and not path.name.startswith(".")}
-    assert kinds <= {".ipynb", ".jsonl", ".json", ".csv", ".md", ".tex", ".svg", ".png", ".safetensors", ".sqlite", ".sqlite-wal", ".sqlite-shm", ".jinja"}
+    assert kinds <= {".ipynb", ".jsonl", ".json", ".csv", ".md", ".tex", ".svg", ".png", ".html", ".safetensors", ".sqlite", ".sqlite-wal", ".sqlite-shm", ".jinja"}
 
 
 def test_executed_notebooks_are_whole_and_name_no_machine(smoke_run):

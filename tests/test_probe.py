@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from creawrite.audit import auc
+from creawrite.audit import auc, near_duplicates, stray
 from creawrite.data import constraint, keeps, normalise, read_sample
 from creawrite.offline import FLAWS
 from creawrite.runs import root
@@ -34,6 +34,17 @@ def test_no_text_stands_twice_and_none_in_the_sample():
     assert len(set(texts)) == len(texts) and len({pair["query"] for pair in PAIRS}) == len(PAIRS)
     known = {text for row in read_sample() for text in (row.query, row.good, row.weak)}
     assert not known & set(texts) and not known & {pair["query"] for pair in PAIRS}
+    assert not near_duplicates([*texts, *(pair["query"] for pair in PAIRS)], sorted(known))
+
+
+def test_no_text_is_near_one_of_another_pair():
+    texts = [(pair["id"], pair[kind]) for pair in PAIRS for kind in ("sound", "flawed")]
+    assert all(texts[i][0] == texts[j][0] for i, j in near_duplicates([text for _, text in texts]))
+
+
+def test_flaws_are_explained_in_a_few_words_and_sound_texts_are_clean():
+    assert all(2 < len(pair["why"]) <= 40 for pair in PAIRS)
+    assert not [pair["id"] for pair in PAIRS if stray(pair["sound"], pair["query"])]
 
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if constraint(pair["query"])], ids=lambda pair: pair["id"])
