@@ -175,6 +175,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'creawrite.llm.engine_name': ('llm.html#engine_name', 'creawrite/llm.py'),
                                'creawrite.llm.first_set': ('llm.html#first_set', 'creawrite/llm.py'),
                                'creawrite.llm.gather': ('llm.html#gather', 'creawrite/llm.py'),
+                               'creawrite.llm.injections': ('llm.html#injections', 'creawrite/llm.py'),
                                'creawrite.llm.objects': ('llm.html#objects', 'creawrite/llm.py'),
                                'creawrite.llm.open_llm': ('llm.html#open_llm', 'creawrite/llm.py'),
                                'creawrite.llm.parse': ('llm.html#parse', 'creawrite/llm.py'),
