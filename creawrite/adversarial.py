@@ -15,7 +15,7 @@ __all__ = ['GENERATE', 'DETECT', 'REFLECT', 'OPTIMIZE', 'FIRST_S_G', 'FIRST_S_D'
            'HARMLESS', 'BadGreeting', 'Detection', 'Insight', 'Line', 'Strategy', 'Grade', 'Rubric', 'probability',
            'Graded', 'graded', 'detect', 'Judge', 'Rule', 'texts', 'malformed', 'Game', 'Sealed', 'Parts', 'labelled',
            'grouped', 'split', 'measured', 'agreement', 'parted', 'Counted', 'play', 'best', 'Proposal', 'Evolution',
-           'gepa_principles', 'Quiet', 'paired', 'compare', 'flips', 'stability', 'modes', 'on_probe', 'rounds_figure',
+           'Quiet', 'gepa_principles', 'paired', 'compare', 'flips', 'stability', 'modes', 'on_probe', 'rounds_figure',
            'lineage', 'lineage_figure', 'probe_figure']
 
 # %% ../nbs/06_adversarial.ipynb #2dcc9bb8
@@ -24,7 +24,7 @@ from collections import Counter, defaultdict
 from typing import Literal, NamedTuple
 
 import matplotlib.pyplot as plt
-import numpy as np, openai, pandas as pd
+import httpx2, numpy as np, openai, pandas as pd
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 from scipy.stats import bootstrap, permutation_test
@@ -92,16 +92,16 @@ MODES = {"binary": Detection, "graded": Grade, "rubric": Rubric}
 
 
 def probability(
-    tokens: list,  # of a reply, with top_logprobs
+    tokens: list[dict],  # of a reply: token, logprob, top_logprobs
 ) -> float | None:  # of Good among Good and Bad; None when no verdict token is found
     "Reads the token that starts the verdict; a token may be a whole word or its beginning."
     text = ""
     for token in tokens:
-        if re.search(r'"verdict"\s*:\s*"?$', text) and re.search("[A-Za-z]", token.token):
-            options = [("".join(re.findall("[A-Za-z]", option.token)), math.exp(option.logprob)) for option in token.top_logprobs or [token]]
+        if re.search(r'"verdict"\s*:\s*"?$', text) and re.search("[A-Za-z]", token["token"]):
+            options = [("".join(re.findall("[A-Za-z]", option["token"])), math.exp(option["logprob"])) for option in token.get("top_logprobs") or [token]]
             good, bad = (sum(p for word, p in options if word and name.startswith(word)) for name in ("Good", "Bad"))
             return good / (good + bad) if good + bad else None
-        text += token.token
+        text += token["token"]
 
 
 class Graded:
@@ -109,18 +109,21 @@ class Graded:
 
     def __init__(self,
         client,  # openai.AsyncOpenAI
-    ): self.client, self.chat, self.completions = client, self, self
+    ): self.client = client
 
-    async def create(self, **settings):
+    def __getattr__(self, name): return getattr(self.client, name)
+
+    async def post(self, path, *, cast_to, body):
         "One completion; an endpoint that refuses the question for probabilities is asked without."
-        try: completion = await self.client.chat.completions.create(**settings, logprobs=True, top_logprobs=5)
+        try: raw = await self.client.post(path, cast_to=cast_to, body=body | {"logprobs": True, "top_logprobs": 5})
         except openai.BadRequestError as error:
             if "logprob" not in str(error): raise
-            return await self.client.chat.completions.create(**settings)
-        for choice in completion.choices:
-            good = probability(choice.logprobs.content or []) if choice.logprobs else None
-            if good is not None: choice.message.content = json.dumps({"verdict": "Good" if good > 0.5 else "Bad", "good": good})
-        return completion
+            return await self.client.post(path, cast_to=cast_to, body=body)
+        reply = raw.json()
+        for choice in reply.get("choices") or []:
+            good = probability((choice.get("logprobs") or {}).get("content") or [])
+            if good is not None: choice["message"]["content"] = json.dumps({"verdict": "Good" if good > 0.5 else "Bad", "good": good})
+        return httpx2.Response(raw.status_code, json=reply, request=raw.request)
 
 
 def graded(
@@ -128,7 +131,7 @@ def graded(
 ) -> LLM:  # the same engine and ledger, with token probabilities
     "A twin of an engine whose clients stand behind `Graded`."
     twin = copy.copy(llm)
-    twin.loops, twin.pending, twin.client = {}, {}, llm.client and (lambda: Graded(llm.client()))
+    twin.loops, twin.pending, twin.client = {}, {}, llm.client and (lambda *settings: Graded(llm.client(*settings)))
     return twin
 
 # %% ../nbs/06_adversarial.ipynb #95724f7f
@@ -492,6 +495,11 @@ class Evolution:
         return {"principles": "\n".join(old if malformed(new, old, self.max_rules) else new)}
 
 
+class Quiet:
+    "GEPA's log lines are dropped: the ledger and the result tell all."
+    def log(self, message): pass
+
+
 async def gepa_principles(
     llm: LLM,  # plays both judge and reflector
     teaching: list[EvaluationRow],  # minibatches come from here
@@ -509,11 +517,6 @@ async def gepa_principles(
     result = await asyncio.to_thread(gepa.optimize, {"principles": "\n".join(FIRST_S_D)}, teaching, validation, Evolution(counted, asyncio.get_running_loop(), max_rules),
                                      reflection_minibatch_size=minibatch, stop_callbacks=spent, logger=Quiet(), seed=seed)
     return result.best_candidate["principles"].split("\n"), len(counted.asked)
-
-
-class Quiet:
-    "GEPA's log lines are dropped: the ledger and the result tell all."
-    def log(self, message): pass
 
 # %% ../nbs/06_adversarial.ipynb #b06a0016
 def paired(
@@ -678,14 +681,15 @@ def lineage_figure(
         ink, dash, marker = phases[rule.phase]
         axis.plot([rule.born, rule.died + 0.6], [place[rule.id]] * 2, color=ink, linestyle=dash, linewidth=2)
         axis.plot(rule.born, place[rule.id], marker, color=ink, markersize=5)
-        for parent in rule.parents:
-            if parent in place: axis.annotate("", (rule.born, place[rule.id]), (rule.born, place[parent]), arrowprops={"arrowstyle": "->", "color": INKS[3], "linewidth": 0.8, "shrinkB": 3})
+        for parent in rules[rules.id.isin(rule.parents)].itertuples():
+            axis.annotate("", (rule.born, place[rule.id]), (parent.died + 0.6, place[parent.id]), arrowprops={"arrowstyle": "->", "color": INKS[3], "linewidth": 0.8, "shrinkB": 4})
         axis.text(last + 1, place[rule.id], label(rule.text if len(rule.text) < 34 else rule.text[:33] + "…", f"rule {rule.id}"), va="center", fontsize=7)
-    for phase, (ink, dash, marker) in phases.items(): axis.plot([], [], color=ink, linestyle=dash, marker=marker, markersize=5, label=phase)
+    for phase, (ink, dash, marker) in phases.items(): axis.plot([], [], color=ink, linestyle=dash, marker=marker, markersize=5, label=f"caused by: {phase}")
     axis.axvline(best(rounds)["round"] + 0.3, color=INKS[3], linestyle=DASHES[3], linewidth=1)
-    axis.set(xlim=(-0.4, last + 0.8), yticks=[], xlabel="round (dotted: the one kept)", title=title)
+    axis.set(xlim=(-0.4, last + 0.8), yticks=[], xlabel="round (dotted: the one kept)")
+    figure.suptitle(title, fontsize=9)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(fontsize=7, title="caused by", title_fontsize=7, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False)
+    axis.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False)
     return figure
 
 
@@ -700,6 +704,7 @@ def probe_figure(
         j, y = names.index(name), [-kinds.index(flaw) + 0.3 - 0.2 * i for flaw in part.flaw]
         axis.errorbar(part.value, y, xerr=[part.value - part.low, part.high - part.value], fmt=MARKERS[j], color=INKS[j], linewidth=0.8, markersize=5,
                       fillstyle="full" if text == "flawed" else "none", label=f"{name}, {text}")
-    axis.set(yticks=[-i for i in range(len(kinds))], yticklabels=[kind.replace("_", " ") for kind in kinds], xlim=(-0.03, 1.03), xlabel="share called Bad (95 % Wilson intervals)", title=title)
-    axis.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1.08), ncols=2, frameon=False)
+    axis.set(yticks=[-i for i in range(len(kinds))], yticklabels=[kind.replace("_", " ") for kind in kinds], xlim=(-0.03, 1.03), xlabel="share called Bad (95 % Wilson intervals)")
+    axis.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False)
+    figure.suptitle(title, fontsize=9)
     return figure
