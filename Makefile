@@ -46,5 +46,5 @@ setup:
 	  if [ "$$(cut -d' ' -f1,2 $(READY) 2>/dev/null)" = "$(wordlist 1,2,$(WANTED))" ]; then $(PY) -m pip install -q --no-deps --no-build-isolation -e .; \
 	  else $(PY) -m pip install -q $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)); \
 	    $(PY) -m pip install -q -c constraints.txt setuptools; \
-	    $(PY) -m pip install -q --no-build-isolation -c constraints.txt -e '.[test,docs]'; fi; \
+	    $(PY) -m pip install -q --no-build-isolation -c constraints.txt -e '.[test,docs,gepa]'; fi; \
 	  echo "$(WANTED)" > $(READY); fi

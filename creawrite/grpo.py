@@ -58,7 +58,7 @@ class RewardModelReward:
 
 
 class JudgeReward:
-    "Signal-2: 1 for Good, 0 for Bad, None where the verdict is missing."
+    "Signal-2: 1 for Good, 0 for Bad (or a grade between, by the judge's verdict mode), None where the verdict is missing."
     __name__ = "judge"
 
     def __init__(self,
@@ -66,9 +66,8 @@ class JudgeReward:
     ): self.judge = judge
 
     async def __call__(self, prompts, completions, query, **kwargs) -> list[float | None]:
-        "One verdict per completion."
-        verdicts = await self.judge.verdicts(query, [text_of(completion) for completion in completions])
-        return [None if verdict is None else float(verdict) for verdict in verdicts]
+        "One grade per completion."
+        return await self.judge.grades(query, [text_of(completion) for completion in completions])
 
 
 class ConstraintReward:

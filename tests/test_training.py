@@ -65,7 +65,7 @@ class Verdicts:
     "A judge that answers from a list."
     def __init__(self, *said): self.said = said
 
-    async def verdicts(self, queries, responses): return [self.said[i % len(self.said)] for i in range(len(responses))]
+    async def grades(self, queries, responses): return [self.said[i % len(self.said)] for i in range(len(responses))]
 
 
 @pytest.fixture
