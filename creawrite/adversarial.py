@@ -15,8 +15,8 @@ __all__ = ['GENERATE', 'DETECT', 'REFLECT', 'OPTIMIZE', 'FIRST_S_G', 'FIRST_S_D'
            'HARMLESS', 'BadGreeting', 'Detection', 'Insight', 'Line', 'Strategy', 'Grade', 'Rubric', 'probability',
            'Graded', 'graded', 'detect', 'Judge', 'Rule', 'texts', 'malformed', 'Game', 'Sealed', 'Parts', 'labelled',
            'grouped', 'split', 'measured', 'agreement', 'parted', 'Counted', 'play', 'best', 'Proposal', 'Evolution',
-           'Quiet', 'gepa_principles', 'paired', 'compare', 'flips', 'stability', 'modes', 'on_probe', 'rounds_figure',
-           'lineage', 'lineage_figure', 'probe_figure']
+           'Quiet', 'gepa_principles', 'compare', 'flips', 'stability', 'modes', 'on_probe', 'rounds_figure', 'lineage',
+           'lineage_figure', 'probe_figure']
 
 # %% ../nbs/06_adversarial.ipynb #2dcc9bb8
 import asyncio, copy, importlib.util, json, math, random, re
@@ -27,11 +27,10 @@ import matplotlib.pyplot as plt
 import httpx2, numpy as np, openai, pandas as pd
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
-from scipy.stats import bootstrap, permutation_test
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from .audit import auc, groups, length_matched, length_threshold, near_duplicates, wilson
+from .audit import auc, difference, groups, length_matched, length_threshold, near_duplicates, wilson
 from .data import EvaluationRow, PreferencePair, load
 from .llm import LLM, chat, gather, injections, open_llm
 from .runs import (DASHES, INKS, MARKERS, KitError, UsageError, figure_style, label, read_json, read_jsonl, root, run_dir, save_figure, stage_dir,
@@ -519,20 +518,6 @@ async def gepa_principles(
     return result.best_candidate["principles"].split("\n"), len(counted.asked)
 
 # %% ../nbs/06_adversarial.ipynb #b06a0016
-def paired(
-    mine: np.ndarray,  # (n,) 1 right, 0 wrong, nan missing
-    theirs: np.ndarray,  # (n,) the same of the judge to compare with
-    queries: list[str],  # (n,) rows of one query go together
-    seed: int = 42,
-) -> dict:  # difference, difference_low, difference_high, p
-    "Mean difference of agreement, its 95 % bootstrap interval over queries, and a two-sided sign-flip test."
-    d = pd.Series(mine - theirs).groupby(pd.Series(queries)).mean().dropna().to_numpy()
-    low, high, p = (d.mean(), d.mean(), 1.0) if len(d) else (np.nan, np.nan, np.nan)
-    if len(d) > 1 and np.ptp(d): low, high = bootstrap((d,), np.mean, method="percentile", n_resamples=2000, rng=seed).confidence_interval
-    if d.any(): p = permutation_test((d,), lambda x, axis: x.mean(axis), permutation_type="samples", n_resamples=4999, vectorized=True, rng=seed).pvalue
-    return {"difference": d.mean() if len(d) else np.nan, "difference_low": low, "difference_high": high, "p": p}
-
-
 def compare(
     said: dict[str, tuple[list[int | None], int]],  # method -> verdicts, calls; the first is what the others are compared with
     rows: list[EvaluationRow],  # test part
@@ -546,7 +531,8 @@ def compare(
         right = {method: np.array([np.nan if v is None else float(v == row.label) for v, row, kept in zip(verdicts, rows, keep) if kept]) for method, (verdicts, _) in said.items()}
         first = next(iter(said))
         for method, (verdicts, calls) in said.items():
-            against = paired(right[method], right[first], [row.query for row in part], seed) if method != first else {}
+            gap = difference(right[method], right[first], [row.query for row in part], seed=seed) if method != first else {}
+            against = {"difference" if key == "value" else f"difference_{key}" if key != "p" else key: gap[key] for key in gap if key != "n"}
             lines.append({"slice": name, "method": method, "calls": calls, **measured([v for v, kept in zip(verdicts, keep) if kept], part), **against})
     table = pd.DataFrame(lines)
     for _, block in table[table.p.notna()].groupby("slice"): table.loc[block.index, "p"] = multipletests(block.p, method="holm")[1]

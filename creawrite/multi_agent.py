@@ -16,7 +16,7 @@ __all__ = ['NGRAMS', 'WRITER', 'POSITIVE', 'NEGATIVE', 'JUDGE', 'REFLECT', 'AGEN
            'encode', 'identity', 'vectors', 'leak_guard', 'nearest', 'Retriever', 'Point', 'Strengths', 'Weaknesses',
            'Verdict', 'Reflection', 'Candidate', 'Record', 'Framework', 'write', 'prompt', 'served_texts',
            'policy_texts', 'Group', 'label', 'stream', 'whole_lines', 'progress', 'groups', 'votes', 'pair', 'distinct',
-           'pair_records', 'mean_interval', 'facts', 'report', 'ablations', 'paired', 'overturned']
+           'pair_records', 'facts', 'report', 'ablations', 'paired', 'overturned']
 
 # %% ../nbs/05_multi_agent.ipynb #15db9ffe
 import asyncio, importlib.util, os, random
@@ -27,12 +27,11 @@ from typing import Literal
 
 import numpy as np, openai, pandas as pd, scipy.sparse
 from pydantic import BaseModel, Field
-from scipy.stats import bootstrap, entropy
+from scipy.stats import entropy
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.preprocessing import normalize
-from statsmodels.stats.contingency_tables import mcnemar
 
-from .audit import length_rule, near_duplicates, slices, wilson
+from .audit import difference, length_rule, near_duplicates, ratio, slices, wilson
 from .data import PreferencePair, SFTRow, cap, load, normalise, sha256
 from .llm import LLM, Missing, api_key, chat, endpoint, gather, open_llm
 from .runs import KitError, atomic, digest, run_dir, stage_dir, write_csv, write_jsonl
@@ -455,26 +454,6 @@ def pair_records(
         yield {"id": pair.id, "query": pair.query} | {side: [record.model_dump() for record in told] for side, told in said.items()}
 
 # %% ../nbs/05_multi_agent.ipynb #34de3eaa
-def mean_interval(
-    values,  # (n,)
-    clusters=None,  # (n,) what belongs together: the query; None: every value stands alone
-    share: bool = True,  # of hits: where all values are 0, or all 1, no draw would differ, and Wilson's interval stands in
-    n_bootstrap: int = 2000,
-    seed: int = 42,
-) -> tuple[float, float, float]:  # mean, low, high
-    "A mean with its 95 % bootstrap interval over clusters; NaN without values."
-    values = np.asarray(values, float)
-    if not len(values): return np.nan, np.nan, np.nan
-    sums = pd.DataFrame({"total": values, "n": 1.0}).groupby(np.arange(len(values)) if clusters is None else np.asarray(clusters)).sum()
-    mean = lambda total, n, axis=-1: total.sum(axis=axis) / n.sum(axis=axis)
-    if share and len(set(values)) == 1 and values[0] in (0, 1):
-        low, high = wilson(int(values.sum()), len(values))
-        return float(values[0]), min(low, values[0]), max(high, values[0])
-    if len(sums) < 2: return float(values.mean()), np.nan, np.nan
-    found = bootstrap((sums.total, sums.n), mean, paired=True, vectorized=True, n_resamples=n_bootstrap, batch=200, method="percentile", rng=seed)
-    return float(values.mean()), *map(float, found.confidence_interval)
-
-
 def facts(
     groups,  # from `groups`
 ) -> pd.DataFrame:  # query, response (its number), length, judge, final, share (good verdicts of the greeting)
@@ -511,10 +490,11 @@ def report(
         "verdicts missing": (len(said) - len(judged), len(said)),
         "candidates missing": (missing, missing + len(said.drop_duplicates(["query", "response"])))}
     rows = [(name, int(k) / n if n else np.nan, *wilson(int(k), n), n) for name, (k, n) in shares.items()]
-    rows += [("verdicts that are good", *mean_interval(judged.final, judged["query"]), len(judged)),
-             ("verdicts overturned by the reflect agent", *mean_interval(both.final != both.judge, both["query"]), len(both)),
-             ("verdict entropy within a query (bits)", *mean_interval(entropy([of_query, 1 - of_query], base=2), share=False), len(of_query))]
-    return pd.DataFrame(rows, columns=["quantity", "value", "low", "high", "n"])
+    mean = lambda name, values, clusters, **how: {"quantity": name, **ratio(values, np.ones(len(values)), clusters, **how)}
+    clustered = [mean("verdicts that are good", judged.final, judged["query"]),
+                 mean("verdicts overturned by the reflect agent", both.final != both.judge, both["query"]),
+                 mean("verdict entropy within a query (bits)", entropy([of_query, 1 - of_query], base=2), np.arange(len(of_query)), share=False)]
+    return pd.DataFrame([dict(zip(("quantity", "value", "low", "high", "n"), row)) for row in rows] + clustered)
 
 # %% ../nbs/05_multi_agent.ipynb #d4ea84bf
 VARIANTS = {"multi_agent": AGENTS} | {f"multi_agent without {left_out}": tuple(agent for agent in AGENTS if agent != left_out) for left_out in AGENTS}
@@ -534,18 +514,16 @@ def paired(
     labels: list[int],  # 1 good, 0 bad
     queries: list[str],  # clusters of the bootstrap
     slices: dict[str, list[int]],  # slice -> positions
-) -> pd.DataFrame:  # evaluator, slice, n, missing, accuracy, low, high, difference, d_low, d_high, only_first, only_this, p
+) -> pd.DataFrame:  # evaluator, slice, n, missing, value, low, high (accuracy), difference, difference_low, difference_high, p
     "Accuracy of every evaluator beside that of the first, on the rows where both gave a verdict. `difference`: this minus first."
-    first, *_ = said
-    table = pd.DataFrame(said, dtype="Float64")
-    right, labels, queries, rows = table.eq(pd.Series(labels), axis=0), np.asarray(labels), np.asarray(queries), []
-    for name, (part, positions) in ((name, both) for name in said for both in slices.items()):
-        given = table.loc[positions, list({first, name})].dropna().index
-        this, that = (right.loc[given, column].to_numpy(bool) for column in (name, first))
-        cells = [[(this & that).sum(), (this & ~that).sum()], [(~this & that).sum(), (~this & ~that).sum()]]
-        rows.append((name, part, len(given), len(positions) - len(given), *mean_interval(this, queries[given]), *mean_interval(this.astype(int) - that, queries[given], share=False),
-                     cells[1][0], cells[0][1], mcnemar(cells, exact=True).pvalue if name != first else np.nan))
-    return pd.DataFrame(rows, columns=["evaluator", "slice", "n", "missing", "accuracy", "low", "high", "difference", "d_low", "d_high", "only_first", "only_this", "p"])
+    table, labels, queries, rows = pd.DataFrame(said, dtype="Float64"), pd.Series(labels), np.asarray(queries), []
+    right = table.eq(labels, axis=0).astype("Float64").mask(table.isna()).to_numpy(float, na_value=np.nan)
+    for (i, name), (part, positions) in ((e, s) for e in enumerate(said) for s in slices.items()):
+        given = [at for at in positions if not np.isnan(right[at, [0, i]]).any()]
+        gap = difference(right[given, i], right[given, 0], queries[given]) if i else dict.fromkeys(("value", "low", "high", "p"), np.nan)
+        rows.append({"evaluator": name, "slice": part, "missing": len(positions) - len(given), **ratio(right[given, i], np.ones(len(given)), queries[given]),
+                     "difference": gap["value"], "difference_low": gap["low"], "difference_high": gap["high"], "p": gap["p"]})
+    return pd.DataFrame(rows)
 
 
 def overturned(

@@ -13,10 +13,11 @@ numbers."""
 # %% auto #0
 __all__ = ['TEX', 'TABLE1', 'EXTRA', 'TABLE4', 'SLICES', 'METRICS', 'TABLE2', 'SCENES', 'DIMENSIONS', 'TABLE5', 'AUDIT', 'STORY',
            'STYLE', 'COMPARED', 'tex_escape', 'write_table', 'size', 'provenance', 'published', 'framework_table',
-           'excellence_table', 'human_table', 'number', 'pivoted', 'evaluators_shown', 'leaderboard', 'audit_shown',
-           'best_of', 'apart', 'says_table1', 'says_excellence', 'says_table4', 'says_probe', 'says_comparisons',
-           'says_text', 'says_evaluators', 'figure_2', 'figure_probe', 'figure_excellence', 'smooth', 'figure_training',
-           'figure_file', 'inlined', 'report_markdown', 'report_page', 'finished', 'differences', 'tested', 'compare']
+           'excellence_table', 'human_table', 'number', 'pivoted', 'compact', 'evaluators_shown', 'leaderboard',
+           'audit_shown', 'best_of', 'apart', 'says_table1', 'says_excellence', 'says_table4', 'says_probe',
+           'says_comparisons', 'says_text', 'says_evaluators', 'figure_2', 'figure_probe', 'figure_excellence',
+           'smooth', 'figure_training', 'figure_file', 'inlined', 'report_markdown', 'report_page', 'finished',
+           'differences', 'tested', 'compare']
 
 # %% ../nbs/12_paper.ipynb #5ee84f71
 import base64, html
@@ -170,6 +171,16 @@ def pivoted(
     "A long table as people read it, lines and columns in their first order."
     wide = table.assign(cell=[shown(row) for row in table.itertuples()]).pivot(index=index, columns=columns, values="cell")
     return wide.loc[table[index].unique(), table[columns].unique()].fillna("").reset_index().rename_axis(columns=None)
+
+
+def compact(
+    table: pd.DataFrame,  # value, low, high, and maybe difference, difference_low, difference_high
+) -> pd.DataFrame:
+    "Another stage's table with each interval in the cell of its number."
+    shown = table.drop(columns=[name for name in table if name.endswith(("low", "high"))]).round(3)
+    for name, low, high in (("value", "low", "high"), ("difference", "difference_low", "difference_high")):
+        if name in table: shown[name] = [number(row, 3) for row in table[[name, low, high]].set_axis(["value", "low", "high"], axis=1).itertuples()]
+    return shown
 
 
 def evaluators_shown(
@@ -383,11 +394,12 @@ STORY = {
     "The data, before anything else": ["audit_a1", "audit/figure_a1", "audit/figure_a2"],
     "Two frameworks against the labels": ["table1", "figure2"],
     "Policies: excellence rate": ["table2", "table3", "figure_excellence"],
-    "What each part is worth": ["table4"],
+    "What each part is worth": ["table4", "ablations"],
     "People": ["table5"],
     "Evaluators side by side": ["evaluators", "agreement", "probe", "figure_probe", "comparisons"],
     "What the policies write": ["text", "table_rewards"],
-    "How both signals were made": ["path_a", "reward_model", "reward_model/figure_calibration", "baselines", "adversarial/figure_rounds", "figure_training"],
+    "How both signals were made": ["path_a", "reward_model", "reward_model/figure_calibration", "baselines", "adversarial/figure_rounds",
+                                  "adversarial/figure_lineage", "stability", "figure_training"],
     "What it cost": ["table_cost", "figure_cost"]}
 STYLE = """body{font:16px/1.55 system-ui,"Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif;color:#1b1b1b;background:#fff;max-width:66rem;margin:2rem auto;padding:0 1rem}
 h1,h2{line-height:1.25}h2{margin-top:2.5rem;border-bottom:1px solid #ccc}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.8rem;margin:.5rem 0}

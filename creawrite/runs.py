@@ -404,7 +404,7 @@ READS = {
     "llm": [],
     "offline": [],
     "multi_agent": ["data", "audit"],
-    "adversarial": ["data"],
+    "adversarial": ["data", "data/injections.jsonl", "data/probe/pairs.jsonl"],
     "sft": ["data"],
     "reward_model": ["data", "sft", "multi_agent"],
     "grpo": ["data", "sft", "reward_model", "adversarial"],
