@@ -84,6 +84,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'creawrite.adversarial.probe_figure': ('adversarial.html#probe_figure', 'creawrite/adversarial.py'),
                                        'creawrite.adversarial.rounds_figure': ( 'adversarial.html#rounds_figure',
                                                                                 'creawrite/adversarial.py'),
+                                       'creawrite.adversarial.said': ('adversarial.html#said', 'creawrite/adversarial.py'),
                                        'creawrite.adversarial.split': ('adversarial.html#split', 'creawrite/adversarial.py'),
                                        'creawrite.adversarial.stability': ('adversarial.html#stability', 'creawrite/adversarial.py'),
                                        'creawrite.adversarial.texts': ('adversarial.html#texts', 'creawrite/adversarial.py')},

@@ -12,11 +12,11 @@ paper keeps the last), and a test part is opened once. Prompts are ours. Cost: t
 
 # %% auto #0
 __all__ = ['GENERATE', 'DETECT', 'REFLECT', 'OPTIMIZE', 'FIRST_S_G', 'FIRST_S_D', 'MODES', 'PROPOSE', 'WIDE', 'NARROW',
-           'HARMLESS', 'BadGreeting', 'Detection', 'Insight', 'Line', 'Strategy', 'Grade', 'Rubric', 'probability',
-           'Graded', 'graded', 'detect', 'Judge', 'Rule', 'texts', 'malformed', 'Game', 'Sealed', 'Parts', 'labelled',
-           'grouped', 'split', 'measured', 'agreement', 'parted', 'Counted', 'play', 'best', 'Proposal', 'Evolution',
-           'Quiet', 'gepa_principles', 'compare', 'flips', 'stability', 'modes', 'on_probe', 'rounds_figure', 'lineage',
-           'lineage_figure', 'probe_figure']
+           'HARMLESS', 'said', 'BadGreeting', 'Detection', 'Insight', 'Line', 'Strategy', 'Grade', 'Rubric',
+           'probability', 'Graded', 'graded', 'detect', 'Judge', 'Rule', 'texts', 'malformed', 'Game', 'Sealed',
+           'Parts', 'labelled', 'grouped', 'split', 'measured', 'agreement', 'parted', 'Counted', 'play', 'best',
+           'Proposal', 'Evolution', 'Quiet', 'gepa_principles', 'compare', 'flips', 'stability', 'modes', 'on_probe',
+           'rounds_figure', 'lineage', 'lineage_figure', 'probe_figure']
 
 # %% ../nbs/06_adversarial.ipynb #2dcc9bb8
 import asyncio, copy, importlib.util, json, math, random, re
@@ -37,29 +37,35 @@ from .runs import (DASHES, INKS, MARKERS, KitError, UsageError, figure_style, la
                             write_csv, write_json, write_jsonl)
 
 # %% ../nbs/06_adversarial.ipynb #ff59067c
+def said(
+    description: str,  # what the field is for
+    most: int = 240,  # characters, told to the endpoint alone: a server that enforces it keeps a small model from rambling, and no answer is refused for it
+): return Field(description=description, json_schema_extra={"maxLength": most})
+
+
 class BadGreeting(BaseModel):
-    text: str = Field(description="祝福语正文")
-    flaws: str = Field(description="说明其中暗藏的毛病，用「」标出毛病的名称")
+    text: str = said("祝福语正文")
+    flaws: str = said("说明其中暗藏的毛病，用「」标出毛病的名称")
 
 
 class Detection(BaseModel):
     verdict: Literal["Good", "Bad"] = Field(description="Good 或 Bad")
-    explanation: str = Field(description="依据哪条原则、原文哪一处")
-    suggestion: str = Field(description="判 Bad 时：作者怎样才能更难被看穿；判 Good 时留空")
+    explanation: str = said("依据哪条原则、原文哪一处")
+    suggestion: str = said("判 Bad 时：作者怎样才能更难被看穿；判 Good 时留空")
 
 
 class Insight(BaseModel):
-    explanation: str = Field(description="判断与标注为何不同")
-    suggestion: str = Field(description="原则应怎样修改，用「」标出毛病或长处的名称；不必修改就留空")
+    explanation: str = said("判断与标注为何不同")
+    suggestion: str = said("原则应怎样修改，用「」标出毛病或长处的名称；不必修改就留空")
 
 
 class Line(BaseModel):
-    text: str = Field(description="规则，一句话")
-    parents: list[int] = Field(default=[], description="它承接的旧规则的 id；全新的规则给空列表")
+    text: str = said("规则，一句话", 80)
+    parents: list[int] = Field(default=[], description="它承接的旧规则的 id；全新的规则给空列表", json_schema_extra={"maxItems": 10})
 
 
 class Strategy(BaseModel):
-    rules: list[Line] = Field(description="更新后的规则列表，每项含 text（规则，一句话）与 parents（它承接的旧规则的 id，全新的给空列表）")
+    rules: list[Line] = Field(description="更新后的规则列表，每项含 text（规则，一句话）与 parents（它承接的旧规则的 id，全新的给空列表）", json_schema_extra={"maxItems": 10})
 
 # %% ../nbs/06_adversarial.ipynb #b25887ae
 GENERATE = """你要写一条看上去不错、其实有毛病的祝福语，用来考验评审。按材料中 strategy 的各条规则下笔，毛病要藏得自然；

@@ -29,7 +29,7 @@ from statsmodels.stats.multitest import multipletests
 from .adversarial import Judge
 from .audit import TfidfScorer, auc, difference, length_rule, near_duplicates, ratio, resampled, slices, wilson
 from .data import TRAINING, EvaluationRow, Prompt, constraint, has, held_out, keeps, load, responses, scene
-from .llm import LLM, open_llm
+from .llm import LLM, cost_table, open_llm
 from .multi_agent import VARIANTS, Framework
 from .reward_model import RewardModel
 from .runs import read_jsonl, root, run_dir, stage_dir, write_csv, write_jsonl
@@ -383,7 +383,7 @@ def evaluator_table(
     costs: pd.DataFrame,  # of the ledger: role, calls, tokens_in, tokens_out, seconds, and money where prices are known
 ) -> pd.DataFrame:  # evaluator, measure, value, low, high, n
     "Everything known about every evaluator, one line per number."
-    rows, per_call = [], costs.groupby("role").sum(numeric_only=True)
+    rows, per_call = [], costs.groupby("role").sum(numeric_only=True, min_count=1)
     for name in EVALUATORS:
         accuracy = frameworks[(frameworks.evaluator == name) & (frameworks.metric == "accuracy")]
         rows += [{"evaluator": name, "measure": f"agreement, {row.slice}", "value": row.value, "low": row.low, "high": row.high, "n": row.n} for row in accuracy.itertuples()]
@@ -394,7 +394,7 @@ def evaluator_table(
         rows.append({"evaluator": name, "measure": "missing", "value": accuracy.missing.max(), "n": len(verdicts[verdicts.evaluator == name])})
         asked = per_call[per_call.index.isin(ROLES.get(name, ()))]
         for measure, columns in {"tokens": ["tokens_in", "tokens_out"], "seconds": ["seconds"], "money": ["money"]}.items():
-            if len(asked) and set(columns) <= set(asked): rows.append({"evaluator": name, "measure": f"{measure} per verdict", "value": (asked[columns].sum(axis=1) / asked.calls).sum(), "n": int(asked.calls.sum())})
+            if len(asked) and set(columns) <= set(asked) and asked[columns].notna().all(axis=None): rows.append({"evaluator": name, "measure": f"{measure} per verdict", "value": (asked[columns].sum(axis=1) / asked.calls).sum(), "n": int(asked.calls.sum())})
     return pd.DataFrame(rows)
 
 

@@ -349,8 +349,8 @@ def test_paired_comparison_counts_by_hand():
     labels, first, other = [1] * 12, [1] * 11 + [None], [1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 1]
     table = multi_agent.paired({"multi_agent": first, "other": other, "same": first}, labels, [str(i) for i in range(12)], {"all": list(range(12)), "none": []})
     row = table[(table.evaluator == "other") & (table.slice == "all")].iloc[0]
-    assert (row.n, row.missing, row.only_first, row.only_this) == (11, 1, 7, 0)
-    assert row.difference == pytest.approx(-7 / 11) and row.d_low < row.difference < row.d_high < 0 and row.p == pytest.approx(2 * 0.5**7)
+    assert (row.n, row.missing) == (11, 1)
+    assert row.difference == pytest.approx(-7 / 11) and row.difference_low < row.difference < row.difference_high < 0 and row.p == pytest.approx(2 * 0.5**7)
     same = table[(table.evaluator == "same") & (table.slice == "all")].iloc[0]
-    assert (same.p, same.accuracy) == (1, 1) and same.low < 1, "11 of 11 is no certainty"
-    assert table[table.slice == "none"].accuracy.isna().all()
+    assert (same.p, same.value) == (1, 1) and same.low < 1, "11 of 11 is no certainty"
+    assert table[table.slice == "none"].value.isna().all()
