@@ -177,10 +177,10 @@ def compact(
     table: pd.DataFrame,  # value, low, high, and maybe difference, difference_low, difference_high
 ) -> pd.DataFrame:
     "Another stage's table with each interval in the cell of its number."
-    shown = table.drop(columns=[name for name in table if name.endswith(("low", "high"))]).round(3)
+    shown = table.drop(columns=[name for name in table if name.endswith(("low", "high"))]).round(3).replace({"slice": SLICES})
     for name, low, high in (("value", "low", "high"), ("difference", "difference_low", "difference_high")):
         if name in table: shown[name] = [number(row, 3) for row in table[[name, low, high]].set_axis(["value", "low", "high"], axis=1).itertuples()]
-    return shown
+    return shown[sorted(shown, key=lambda name: name in ("n", "missing"))]
 
 
 def evaluators_shown(

@@ -181,23 +181,17 @@ def summary(record: dict) -> str:
 
 
 def reference(folder: Path) -> str:
-    "A reference run: its record, its tables under their captions, its figures."
-    parts = [f"## {folder.name}", summary(read_json(folder / "run.json")) if (folder / "run.json").is_file() else ""]
-    for path in sorted(folder.rglob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        titles = re.findall(r"^Table [^.]+(?=\.)", text, re.M)
-        if len(titles) == 1: parts += [f"### {titles[0]}", text.replace("\n\n|", "\n\n{.kit-wide}\n|")]
-    figures = {path.with_suffix(""): path for suffix in ("png", "svg") for path in sorted(folder.rglob(f"*.{suffix}"))}
-    for path in figures.values():
-        title = re.sub(r"_|(?<=[a-z])(?=\d)", " ", path.stem).capitalize()
-        parts += [f"### {title}", f"![{title}]({path.relative_to(ROOT).as_posix()})"]
-    return "\n\n".join(parts)
+    "A reference run: its record, and its report in the paper's order."
+    place = (folder / "paper").relative_to(ROOT).as_posix()
+    report = re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", lambda found: f"![{found[1]}]({os.path.normpath(os.path.join(place, found[2]))})", (ROOT / place / "report.md").read_text(encoding="utf-8"))
+    story = re.sub(r"^## ", "### ", report, flags=re.M).replace("\n\n|", "\n\n{.kit-wide}\n|")
+    return "\n\n".join([f"## {folder.name}", summary(read_json(folder / "run.json")), story])
 
 
 def results():
     "The committed tables and figures of our own reference runs."
     runs = sorted(path for path in (ROOT / "outputs" / "reference").glob("*") if path.is_dir())
-    intro = "Tables and figures of our own runs, as committed under `outputs/reference/`. Each caption names the engine that judged."
+    intro = "Tables and figures of our own runs, as committed under `outputs/reference/`, in the paper's order. Each caption names the engine that judged."
     write("results.md", with_files("\n\n".join(["# Results", intro if runs else "No reference run has been committed yet.", *map(reference, runs)])))
 
 
