@@ -208,7 +208,7 @@ class Judge:
     ) -> list[float | None]:  # 0 to 1, None missing
         "One grade per greeting: the reward."
         several = self.verdict_mode == "binary" and self.samples > 1
-        return await gather([self.share(*both, self.samples) if several else self.read(*both) for both in zip(queries, responses, strict=True)])
+        return await gather([self.share(*both, self.samples) if several else self.read(*both) for both in zip(queries, responses, strict=True)], llm=self.llm)
 
     async def verdicts(self,
         queries: list[str],  # what was asked for

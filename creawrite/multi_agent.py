@@ -15,8 +15,8 @@ one that another run has trained, for this stage comes before the policies; the 
 __all__ = ['NGRAMS', 'WRITER', 'POSITIVE', 'NEGATIVE', 'JUDGE', 'REFLECT', 'AGENTS', 'VARIANTS', 'embeddings', 'sentence_vectors',
            'encode', 'identity', 'vectors', 'leak_guard', 'nearest', 'Retriever', 'Point', 'Strengths', 'Weaknesses',
            'Verdict', 'Reflection', 'Candidate', 'Record', 'Framework', 'write', 'prompt', 'served_texts',
-           'policy_texts', 'Group', 'label', 'stream', 'whole_lines', 'progress', 'groups', 'votes', 'pair', 'distinct',
-           'pair_records', 'facts', 'report', 'ablations', 'paired', 'overturned']
+           'policy_texts', 'Group', 'label', 'in_order', 'whole_lines', 'progress', 'groups', 'votes', 'pair',
+           'distinct', 'pair_records', 'facts', 'report', 'ablations', 'paired', 'overturned']
 
 # %% ../nbs/05_multi_agent.ipynb #15db9ffe
 import asyncio, importlib.util, os, random
@@ -274,7 +274,7 @@ class Framework:
         responses: list[str],  # greetings, as many
     ) -> list[Record]:
         "The chain for many greetings side by side."
-        return await gather([self.record(*both) for both in zip(queries, responses, strict=True)])
+        return await gather([self.record(*both) for both in zip(queries, responses, strict=True)], llm=self.llm)
 
     async def verdicts(self, queries: list[str], responses: list[str]) -> list[int | None]:
         "Final verdicts only: 1, 0 or None."
@@ -357,7 +357,7 @@ async def label(
     return Group(query=query, records=list(records), missing=sum(not text for text in texts))
 
 
-async def stream(
+async def in_order(
     work,  # item -> coroutine
     items,  # any iterable
     at_once: int = 64,  # items under way, or done and waiting for an earlier one
@@ -395,7 +395,7 @@ async def progress(
     "Write a line for every item, behind those that an interrupted call with the same key has left."
     part = path.with_name(f".{path.stem}-{key[:24]}.jsonl")
     with part.open("a", encoding="utf-8") as file:
-        async with aclosing(stream(work, items(whole_lines(part)), at_once)) as groups:
+        async with aclosing(in_order(work, items(whole_lines(part)), at_once)) as groups:
             async for group in groups: print(group.model_dump_json(), file=file, flush=True)
     os.replace(part, path)
     for stale in path.parent.glob(f".{path.stem}-*.jsonl"): stale.unlink()

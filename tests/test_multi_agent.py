@@ -185,7 +185,7 @@ def test_the_stream_is_lazy_bounded_and_in_order():
 
     async def collect():
         got = []
-        async for i in multi_agent.stream(work, items(), at_once=5):
+        async for i in multi_agent.in_order(work, items(), at_once=5):
             got.append(i)
             assert len(drawn) <= i + 5 + 1
         return got
