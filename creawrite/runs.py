@@ -409,7 +409,7 @@ READS = {
     "reward_model": ["data", "sft", "multi_agent"],
     "grpo": ["data", "sft", "reward_model", "adversarial"],
     "evaluate": ["data", "audit", "multi_agent", "adversarial", "sft", "reward_model", "grpo", "data/probe/pairs.jsonl"],
-    "paper": ["data", "audit", "multi_agent", "adversarial", "sft", "reward_model", "grpo", "evaluate", "human", "data/published.csv"],
+    "paper": ["data", "audit", "multi_agent", "adversarial", "sft", "reward_model", "grpo", "evaluate", "data/published.csv"],
 }
 NO_ARTIFACT = re.compile(r"(^|/)\.|\.part$|(^|/)ledger\.sqlite")  # hidden, unfinished, or the cache
 

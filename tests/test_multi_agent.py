@@ -259,7 +259,7 @@ def test_killed_it_goes_on_without_asking_again(serve, tmp_path, monkeypatch):
 def test_every_switch_changes_verdicts_and_asks_only_its_own_questions(llm):
     rows = SAMPLE["evaluation"][:60]
     queries, responses = [row.query for row in rows], [row.response for row in rows]
-    asked = lambda: Counter({role: calls for _, role, calls, *_ in llm.ledger.costs().itertuples(index=False)})
+    asked = lambda: Counter(llm.ledger.costs().set_index("role").calls.to_dict())
     full = asyncio.run(Framework(llm).verdicts(queries, responses))
     anew = {"positive": {"judge", "reflect"}, "negative": {"judge", "reflect"}, "judge": {"reflect"}, "reflect": set()}
     for left_out in AGENTS:
