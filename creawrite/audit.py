@@ -40,7 +40,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from .data import (HAN, SPLITS, TRAINING, EvaluationRow, PreferencePair, constraint, has, keeps, load, normalise, parse, responses, scene,
                             write_splits)
-from .runs import (DASHES, INKS, KitError, UsageError, figure_style, nearest, read_json, read_jsonl, run_dir, save_figure, stage_dir, write_csv, write_json,
+from .runs import (DASHES, INKS, KitError, UsageError, figure_style, read_json, read_jsonl, run_dir, save_figure, stage_dir, write_csv, write_json,
                             write_jsonl)
 
 # %% ../nbs/02_audit.ipynb #ebb19001

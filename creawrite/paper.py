@@ -31,7 +31,7 @@ from .audit import findings
 from .evaluate import EVALUATORS, percent
 from .llm import cost_caption, cost_figure, cost_table
 from .offline import FLAWS
-from .runs import (DASHES, INKS, MARKERS, KitError, UsageError, atomic, figure_style, nearest, read_json, root, run_dir, save_figure, stage_dir,
+from .runs import (DASHES, INKS, MARKERS, UsageError, atomic, figure_style, nearest, read_json, root, run_dir, save_figure, stage_dir,
                             write_csv)
 from .sft import policy_dir
 

@@ -30,7 +30,7 @@ def ensure(run: str) -> dict:
     if finished(record): return record
     command = ["run", "--profile", record.get("profile", "smoke"), "--run", run]
     if command[2] != "smoke": raise KitError(f"run {run} is not finished: finish it with .venv/bin/creawrite {' '.join(command)}")
-    print(f"run {run} is not finished, so it goes first (about 3 minutes)", flush=True)
+    print(f"run {run} is not finished, so it goes first (about 4 minutes)", flush=True)
     subprocess.run([sys.executable, "-m", "creawrite.runs", *command], cwd=ROOT)
     record = read_record(run)
     if not finished(record): raise KitError(f"run {run} did not finish, so there is nothing to show: mend what it says above, then call this again")
