@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 .DEFAULT_GOAL := paper
 
 paper: setup
-	@cd $(HERE) && $(PY) -m creawrite.runs run --profile $(PROFILE) --run $(RUN)
+	@cd $(HERE) && $(PY) -m creawrite.cli run --profile $(PROFILE) --run $(RUN)
 
 test: setup
 	@cd $(HERE) && $(PY) -m pytest

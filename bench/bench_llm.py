@@ -1,6 +1,7 @@
-"""The client beside upstream's pattern (100 threads, one requests.post per call), re-implemented plainly, on the same server in one run.
+"""The client beside upstream's pattern (100 threads, one requests.post per call), re-implemented plainly, in one run.
 
-The server is a process of its own. Prints calls per second, CPU per call, replay speed and memory, as ratios. No threshold: machines differ.
+Both ask the same server, a process of its own. Prints calls per second, CPU per call, replay speed and memory, as
+ratios. No threshold: machines differ.
 """
 import asyncio
 import json
@@ -19,7 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from asker import Verdict, questions
 from faults import Served
 
-from creawrite.llm import LLM, Endpoint, Ledger, Limits, chat, gather, key_of, parse, remote, stream
+from creawrite.budget import Limits
+from creawrite.engines import Endpoint, remote_client
+from creawrite.ledger import Ledger, key_of
+from creawrite.llm import LLM, gather, stream
+from creawrite.messages import chat, parse_reply
 
 os.environ["OPENAI_API_KEY"] = "none"
 
@@ -35,14 +40,16 @@ def threads(url, n):
     "Upstream's pattern: every call opens a connection, and a pool of 100 threads waits for it."
     def ask(number):
         body = {"model": "m", "messages": chat("判断。", {"id": number}, Verdict), "temperature": 0.0, "max_tokens": 64}
-        reply = requests.post(f"{url}/chat/completions", json=body, headers={"Authorization": "Bearer none"}, timeout=60)
-        return parse(reply.json()["choices"][0]["message"]["content"], Verdict)
+        headers = {"Authorization": "Bearer none"}
+        reply = requests.post(f"{url}/chat/completions", json=body, headers=headers, timeout=60)
+        return parse_reply(reply.json()["choices"][0]["message"]["content"], Verdict)
     with ThreadPoolExecutor(100) as pool: assert all(pool.map(ask, range(n)))
 
 
 def ours(folder, url, n, mode="auto", in_flight=64):
     "The same questions through the client, into a ledger."
-    llm = LLM(Ledger(folder / "ledger.sqlite"), "m @ bench", remote(Endpoint(base_url=url, model="m")), "m", mode, Limits(in_flight=in_flight))
+    endpoint, limits = remote_client(Endpoint(base_url=url, model="m")), Limits(in_flight=in_flight)
+    llm = LLM(Ledger(folder / "ledger.sqlite"), "m @ bench", endpoint, "m", mode, limits)
     assert all(asyncio.run(gather(questions(llm, n))))
 
 
@@ -50,14 +57,17 @@ def record(folder, n):
     "n answers in a ledger, without a server."
     llm = LLM(Ledger(folder / "ledger.sqlite"), "m @ bench", None, "m")
     for number in range(n):
-        request = json.dumps(llm.request(chat("判断。", {"id": number}, Verdict), Verdict, 0, 0.0, 64, 0), ensure_ascii=False, sort_keys=True)
-        llm.ledger.put(key=key_of(llm.label, request), engine=llm.label, role="judge", request=request, status="stop", reply='{"judge": 1}', tokens_in=100, tokens_out=10, seconds=0.1)
+        request = llm.request(chat("判断。", {"id": number}, Verdict), Verdict, 0, 0.0, 64, 0)
+        text = json.dumps(request, ensure_ascii=False, sort_keys=True)
+        llm.ledger.put(key=key_of(llm.label, text), engine=llm.label, role="judge", request=text, status="stop",
+                       reply='{"judge": 1}', tokens_in=100, tokens_out=10, seconds=0.1)
 
 
 async def replay(llm, n):
     "n answers from a ledger of 1,000, kept by nobody."
     ended = 0
-    async for _, answer in stream(answer for _ in range(n // 1000) for answer in questions(llm, 1000)): ended += bool(answer)
+    again = (answer for _ in range(n // 1000) for answer in questions(llm, 1000))
+    async for _, answer in stream(again): ended += bool(answer)
     assert ended == n
 
 
@@ -67,7 +77,8 @@ def memory() -> float: return psutil.Process().memory_info().rss / 2**20
 with tempfile.TemporaryDirectory() as name:
     folder = Path(name)
     for part in ("slow", "fast", "replay"): (folder / part).mkdir()
-    with Served(latency=0.1, spread=False) as server: slow, _ = measured(lambda: ours(folder / "slow", server.url, 2000))
+    with Served(latency=0.1, spread=False) as server:
+        slow, _ = measured(lambda: ours(folder / "slow", server.url, 2000))
     ideal = 2000 * 0.1 / 64
     print(f"2,000 requests, 100 ms latency, 64 in flight: {slow:.2f} s, {slow / ideal:.2f} x the ideal {ideal:.2f} s")
 
@@ -76,7 +87,8 @@ with tempfile.TemporaryDirectory() as name:
         mine = measured(lambda: ours(folder / "fast", server.url, 2000))
     for label, (clock, cpu) in {"upstream's pattern, 100 threads": theirs, "this client, 64 in flight": mine}.items():
         print(f"zero-latency server, {label:31s} {2000 / clock:8,.0f} calls/s  {cpu / 2:6.2f} ms CPU per call")
-    print(f"  this client / upstream's pattern: {theirs[0] / mine[0]:.2f} x calls per second, {mine[1] / theirs[1]:.2f} x CPU per call")
+    print(f"  this client / upstream's pattern: {theirs[0] / mine[0]:.2f} x calls per second, "
+          f"{mine[1] / theirs[1]:.2f} x CPU per call")
 
     record(folder / "replay", 20_000)
     again, _ = measured(lambda: ours(folder / "replay", "http://127.0.0.1:9/v1", 20_000, "replay"))
@@ -86,4 +98,6 @@ with tempfile.TemporaryDirectory() as name:
     asyncio.run(replay(llm, 1000))
     before = memory()
     asyncio.run(replay(llm, 100_000))
-    print(f"memory: {before:.0f} MB resident after 1,000 requests, {memory() - before:+.1f} MB after 100,000 more; peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"memory: {before:.0f} MB resident after 1,000 requests, {memory() - before:+.1f} MB after 100,000 more; "
+          f"peak {peak:.0f} MB")

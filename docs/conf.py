@@ -11,6 +11,7 @@ highlight_language = "none"  # of README's unmarked blocks
 
 nb_execution_mode = "off"  # pages show executed notebooks
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables and links of what a cell displays
 nb_ipywidgets_js = {}  # they would come from another host
 nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ["attrs_block", "colon_fence", "fieldlist", "html_image"]
@@ -23,29 +24,35 @@ add_module_names = False
 html_theme = "pydata_sphinx_theme"
 html_title = "creawrite"
 html_static_path, html_css_files, html_js_files = ["static"], ["kit.css"], ["kit.js"]
-html_copy_source = html_show_sourcelink = False
+html_copy_source = html_show_sourcelink = html_domain_indices = False
 html_search_language = "bigram"
 html_context = {"default_mode": "auto"}
 html_sidebars = {"**": ["kit-nav"]}
 html_theme_options = dict(
-    navbar_center=[], navbar_persistent=["search-button"], navigation_with_keys=False, secondary_sidebar_items=["page-toc"], show_toc_level=2,
+    navbar_center=[], navbar_persistent=["search-button"], navigation_with_keys=False,
+    secondary_sidebar_items=["page-toc"], show_toc_level=2,
     pygments_light_style="tango", pygments_dark_style="monokai", footer_start=["kit-run"], footer_end=[])
 
 HAN = r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 
 
 class Bigram(SearchEnglish):
-    "English stems and Chinese bigrams, cut the same way in the index and in the browser. (Sphinx 9.0.4's own `zh` hangs every query.)"
+    """English stems and Chinese bigrams, cut the same way in the index and in the browser.
+    (Sphinx 9.0.4's own `zh` hangs every query.)"""
     lang = "bigram"
     js_splitter_code = r"""
-var splitQuery = (query) => (query.match(/[HAN]+|(?:(?![HAN])[\p{Letter}\p{Number}_])+/gu) || []).flatMap((word) =>
-  /^[HAN]{3}/u.test(word) ? Array.from({length: word.length - 1}, (_, i) => word.slice(i, i + 2)) : [word]);
+var wordsOf = (query) => query.match(/[HAN]+|(?:(?![HAN])[\p{Letter}\p{Number}_])+/gu) || [];
+var bigramsOf = (word) => Array.from({length: word.length - 1}, (_, i) => word.slice(i, i + 2));
+var splitQuery = (query) => wordsOf(query).flatMap((word) => /^[HAN]{3}/u.test(word) ? bigramsOf(word) : [word]);
 """.replace("HAN", HAN)
 
     def split(self, text):
         "Words of other scripts whole; of Chinese each character and each two neighbours."
-        words = re.findall(rf"[{HAN}]+|[^\W{HAN}]+", text)
-        return [piece for word in words for piece in ([*word, *map("".join, zip(word, word[1:]))] if re.match(f"[{HAN}]", word) else [word])]
+        pieces = []
+        for word in re.findall(rf"[{HAN}]+|[^\W{HAN}]+", text):
+            chinese = re.match(f"[{HAN}]", word)
+            pieces += [*word, *map("".join, zip(word, word[1:]))] if chinese else [word]
+        return pieces
 
 
 def setup(app): app.add_search_language(Bigram)

@@ -4,14 +4,16 @@ import sys
 
 from pydantic import BaseModel
 
-from creawrite.llm import chat, gather, open_llm
+from creawrite.llm import gather, open_llm
+from creawrite.messages import chat
 
 
 class Verdict(BaseModel):
     judge: int
 
 
-def questions(llm, n): return (llm.ask("judge", chat("判断。", {"id": number}, Verdict), Verdict, max_tokens=64) for number in range(n))
+def questions(llm, n):
+    for number in range(n): yield llm.ask("judge", chat("判断。", {"id": number}, Verdict), Verdict, max_tokens=64)
 
 
 async def main(run, n):

@@ -29,22 +29,22 @@ source: str = "sample"  # folder under data/
 seed: int = 1
 kinds: list[str] = ["a"]  # 种类
 strict: bool = False
-""", """
-from creawrite.runs import root, stage_dir, write_json
+""", 'reads = ["./data/{source}/"]', """
+from creawrite.core import root, stage_dir, write_json
 """, """
 numbers = [int(line) for line in (root() / "data" / source / "numbers.txt").read_text().split()]
 write_json(stage_dir(run, "data") / "sum.json", sum(numbers) + seed)
 print("sum:", sum(numbers) + seed)
 """],
-    "02_double": ['run: str = "lab"\nfactor: float = 2', """
+    "02_double": ['run: str = "lab"\nfactor: float = 2', 'reads = ["data/sum.json"]', """
 from creawrite.helper import scale
-from creawrite.runs import read_json, stage_dir, write_json
+from creawrite.core import read_json, stage_dir, write_json
 """, """
 write_json(stage_dir(run, "double") / "out.json", scale(read_json(stage_dir(run, "data") / "sum.json"), factor))
 """],
-    "03_report": ['run: str = "lab"\nengine: str = "auto"\nwait: float = 0', """
+    "03_report": ['run: str = "lab"\nengine: str = "auto"\nwait: float = 0', 'reads = ["double/out.json"]', """
 import os, sys, time
-from creawrite.runs import KitError, atomic, read_json, root, stage_dir
+from creawrite.core import KitError, atomic, read_json, root, stage_dir
 """, """
 folder = stage_dir(run, "report")
 with (folder / "log.txt").open("a") as log: print("begin", os.getpid(), file=log)
@@ -55,20 +55,23 @@ if (root() / "deadly").exists(): os.kill(os.getpid(), 9)
 with atomic(folder / "report.txt") as part: part.write_text(str(read_json(stage_dir(run, "double") / "out.json")))
 with (folder / "log.txt").open("a") as log: print("end", os.getpid(), file=log)
 print(os.environ.get("DEMO_TOKEN"), os.environ.get("AUTHORIZATION"), "sk-abcdefgh12345678", root(), file=sys.stderr)
-print(os.environ.get("DEMO_TOKEN"), os.environ.get("AUTHORIZATION", "").removeprefix("Bearer "), root() / "outputs", os.environ.get("HF_HUB_OFFLINE"))
+bearer = os.environ.get("AUTHORIZATION", "").removeprefix("Bearer ")
+print(os.environ.get("DEMO_TOKEN"), bearer, root() / "outputs", os.environ.get("HF_HUB_OFFLINE"))
 [sys.executable, os.environ["PATH"].split(os.pathsep)[0], os.environ["IN_TEST"]]
 """],
 }
 
 
-def write_notebook(path: Path, parameters: str, *sources: str):
-    "A notebook with a parameters cell, and a heading above the last cell."
-    cells = [dict(cell_type="code", id=f"cell-{i}", execution_count=None, metadata={}, outputs=[], source=source.strip())
-             for i, source in enumerate((parameters, *sources))]
-    cells[0]["metadata"]["tags"] = ["parameters"]
+def write_notebook(path: Path, parameters: str, reads: str, *sources: str):
+    "A notebook with a parameters cell, a reads cell, and a heading above the last cell."
+    code = dict(cell_type="code", execution_count=None, outputs=[])
+    cells = [code | dict(id=f"cell-{i}", metadata={}, source=source.strip())
+             for i, source in enumerate((parameters, reads, *sources))]
+    cells[0]["metadata"]["tags"], cells[1]["metadata"]["tags"] = ["parameters"], ["reads"]
     cells.insert(-1, dict(cell_type="markdown", id="heading", metadata={}, source="## Run"))
     metadata = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
-    path.write_text(json.dumps(dict(cells=cells, metadata=metadata, nbformat=4, nbformat_minor=5), indent=1), encoding="utf-8")
+    notebook = dict(cells=cells, metadata=metadata, nbformat=4, nbformat_minor=5)
+    path.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
 
 
 def make_kit(folder: Path) -> Path:
@@ -78,7 +81,8 @@ def make_kit(folder: Path) -> Path:
     (folder / "data/sample/numbers.txt").write_text("1\n2\n")
     for name, cells in STAGES.items(): write_notebook(folder / "nbs" / f"{name}.ipynb", *cells)
     shutil.copytree(REPOSITORY / "creawrite", folder / "creawrite", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "creawrite/helper.py").write_text("from creawrite.times import times\n\n\ndef scale(value, factor): return times(value, factor)\n")
+    helper = "from creawrite.times import times\n\n\ndef scale(value, factor): return times(value, factor)\n"
+    (folder / "creawrite/helper.py").write_text(helper + "\n\ndef figure(): return 'red'\n")
     (folder / "creawrite/times.py").write_text("# a comment\ndef times(a, b): return a * b\n")
     return folder
 
@@ -99,7 +103,7 @@ def kit(tmp_path, monkeypatch, no_endpoint) -> Path:
 @pytest.fixture
 def creawrite(capfd):
     "Call the command line in this process: exit code, standard output, standard error."
-    from creawrite.runs import main
+    from creawrite.cli import main
 
     def call(*arguments: str):
         capfd.readouterr()
@@ -112,7 +116,9 @@ def creawrite(capfd):
 def kit_command(*arguments: str, **options) -> subprocess.Popen:
     "The kit's own command line in a process of its own, without an endpoint in its environment."
     environment = {name: value for name, value in os.environ.items() if name not in ENDPOINT + ["CREAWRITE_ROOT"]}
-    return subprocess.Popen([sys.executable, "-m", "creawrite.runs", *arguments], cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    command = [sys.executable, "-m", "creawrite.cli", *arguments]
+    streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, **streams, **options)
 
 
 @pytest.fixture(scope="session")

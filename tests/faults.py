@@ -13,14 +13,33 @@ from collections import Counter
 from aiohttp import web
 
 RETRIED = ["429", "429 after", "500", "503", "reset", "truncated", "drip"]  # the client's next try may succeed
-ASKED_AGAIN = ["no JSON", "broken schema", "empty choices", "no choices", "cut off", "refusal"]  # a new attempt may succeed
+# a new attempt may succeed
+ASKED_AGAIN = ["no JSON", "broken schema", "empty choices", "no choices", "cut off", "refusal"]
 HARMLESS = ["duplicated choices", "reordered choices", "prose", "late"]  # the answer is there
 
 
 def completion(*contents, finish="stop", **message):
     "A reply in OpenAI's shape, one choice per (index, content)."
-    choices = [{"index": index, "finish_reason": finish, "message": {"role": "assistant", "content": content} | message} for index, content in contents]
-    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}}
+    choices = [{"index": index, "finish_reason": finish,
+                "message": {"role": "assistant", "content": content} | message} for index, content in contents]
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": choices, "usage": usage}
+
+
+def body_of(kind, right) -> bytes:
+    "What a reply of status 200 holds."
+    bodies = {
+        "no JSON": "<html>busy</html>",
+        "broken schema": completion((0, '{"judge": "也许"}')),
+        "empty choices": completion(),
+        "no choices": {"usage": None},
+        "cut off": completion((0, right), finish="length"),
+        "refusal": completion((0, right), refusal="no"),
+        "prose": completion((0, f"想了想：\n```json\n{right}\n```")),
+        "duplicated choices": completion((0, right), (0, '{"judge": 99}')),
+        "reordered choices": completion((1, '{"judge": 99}'), (0, right))}
+    body = bodies.get(kind) or completion((0, right))
+    return (body if isinstance(body, str) else json.dumps(body)).encode()
 
 
 class Faults:
@@ -44,7 +63,8 @@ class Faults:
         self.told.update({"tries": 1, kind: 1, "under way": 1})
         self.told["most under way"] = max(self.told["most under way"], self.told["under way"])
         try:
-            await asyncio.sleep(rng.expovariate(1 / self.options.latency) if self.options.latency and self.options.spread else self.options.latency)
+            latency = self.options.latency
+            await asyncio.sleep(rng.expovariate(1 / latency) if latency and self.options.spread else latency)
             if self.told["under way"] > self.options.most:
                 kind = "429"
                 self.told["throttled"] += 1
@@ -52,21 +72,22 @@ class Faults:
         finally: self.told["under way"] -= 1
 
     async def reply(self, request, kind, right):
-        message = f"no, {request.headers['Authorization']}"  # some endpoints do repeat the key
-        error = lambda status, headers={}: web.json_response({"error": {"message": message, "type": "x"}}, status=status, headers=headers)
-        if kind.startswith("429"): return error(429, {"Retry-After": self.options.after} if kind == "429 after" else {})
-        if kind.isdigit(): return error(int(kind))
+        error = {"error": {"message": f"no, {request.headers['Authorization']}", "type": "x"}}  # some repeat the key
+        if kind.startswith("429"):
+            headers = {"Retry-After": self.options.after} if kind == "429 after" else {}
+            return web.json_response(error, status=429, headers=headers)
+        if kind.isdigit(): return web.json_response(error, status=int(kind))
         if kind == "reset":
             request.transport.abort()
             return web.Response()
-        answer = {"no JSON": "<html>busy</html>", "broken schema": completion((0, '{"judge": "也许"}')), "empty choices": completion(), "no choices": {"usage": None},
-                  "cut off": completion((0, right), finish="length"), "refusal": completion((0, right), refusal="no"), "prose": completion((0, f"想了想：\n```json\n{right}\n```")),
-                  "duplicated choices": completion((0, right), (0, '{"judge": 99}')), "reordered choices": completion((1, '{"judge": 99}'), (0, right))}.get(kind) or completion((0, right))
-        data = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
         if kind == "late": await asyncio.sleep(0.3)
-        if kind not in ("truncated", "drip"):
-            self.told["whole"] += 1
-            return web.Response(body=data, content_type="application/json")
+        data = body_of(kind, right)
+        if kind in ("truncated", "drip"): return await self.in_pieces(request, kind, data)
+        self.told["whole"] += 1
+        return web.Response(body=data, content_type="application/json")
+
+    async def in_pieces(self, request, kind, data):
+        "Slowly, or only half of it."
         response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(data))})
         await response.prepare(request)
         for at in range(0, len(data), 20):
@@ -83,9 +104,12 @@ class Faults:
 class Served:
     "The endpoint as a process of its own; `with` gives its address."
 
-    def __init__(self, rate=0.0, latency=0.0, seed=7, kinds=RETRIED + ASKED_AGAIN + HARMLESS, always={}, most=10**9, drip=0.05, spread=True, after="1"):
-        options = dict(rate=rate, latency=latency, seed=seed, kinds=kinds, always=always, most=most, drip=drip, spread=spread, after=after)
-        self.command = [sys.executable, __file__, json.dumps(options)]
+    usual = dict(rate=0.0, latency=0.0, seed=7, kinds=RETRIED + ASKED_AGAIN + HARMLESS, always={}, most=10**9,
+                 drip=0.05, spread=True, after="1")
+
+    def __init__(self, **options):
+        if unknown := set(options) - set(self.usual): raise TypeError(f"no option {unknown}")
+        self.command = [sys.executable, __file__, json.dumps(self.usual | options)]
 
     def __enter__(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True)

@@ -13,8 +13,12 @@ from asker import questions
 from conftest import ENDPOINT, REPOSITORY
 from faults import ASKED_AGAIN, HARMLESS, RETRIED, Served
 
-from creawrite.llm import LLM, Endpoint, Ledger, Limits, Missing, gather, open_llm, remote, stream, unwrap
-from creawrite.runs import KitError
+from creawrite.budget import Limits
+from creawrite.core import KitError
+from creawrite.engines import Endpoint, remote_client
+from creawrite.ledger import Ledger
+from creawrite.llm import LLM, gather, open_llm, stream
+from creawrite.messages import Missing, unwrap
 
 KEY = "sk-not-a-real-key-0123456789"
 LIMITS = "[smoke]\n[limits]\nin_flight = 64\nseconds_per_try = 10\n"
@@ -34,7 +38,8 @@ def folder(tmp_path, monkeypatch):
 def client(folder, server, mode="auto", name="ledger", **limits):
     "A client of the fault server with limits of its own."
     limits = Limits(**{"seconds_per_try": 1, "in_flight": 64, **limits})
-    return LLM(Ledger(folder / f"{name}.sqlite"), "m @ faults", remote(Endpoint(base_url=server.url, model="m")), "m", mode, limits)
+    endpoint = remote_client(Endpoint(base_url=server.url, model="m"))
+    return LLM(Ledger(folder / f"{name}.sqlite"), "m @ faults", endpoint, "m", mode, limits)
 
 
 def ask(llm, n, **options): return asyncio.run(gather(questions(llm, n), **options))
@@ -42,14 +47,17 @@ def ask(llm, n, **options): return asyncio.run(gather(questions(llm, n), **optio
 
 def start(folder, server, n, run="t"):
     "The program tests/asker.py on n questions."
-    environment = {**os.environ, "CREAWRITE_ROOT": str(folder), "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY, "CREAWRITE_MODEL": "m", "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen([sys.executable, str(REPOSITORY / "tests/asker.py"), run, str(n)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    environment = os.environ | {"CREAWRITE_ROOT": str(folder), "PYTHONPATH": str(REPOSITORY), "CREAWRITE_MODEL": "m",
+                                "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}
+    command = [sys.executable, str(REPOSITORY / "tests/asker.py"), run, str(n)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def recorded(folder, run="t") -> int:
     "Calls in a ledger that another process writes."
     path = folder / "outputs" / run / "ledger.sqlite"
-    try: return sqlite3.connect(path).execute("SELECT count(*) FROM calls").fetchone()[0] if path.is_file() else 0
+    if not path.is_file(): return 0
+    try: return sqlite3.connect(path).execute("SELECT count(*) FROM calls").fetchone()[0]
     except sqlite3.OperationalError: return 0
 
 
@@ -72,11 +80,13 @@ def test_thirty_per_cent_faults_and_two_kills_lose_and_double_nothing(folder):
     assert " answered, " in told and "Traceback" not in told, told
     llm = open_llm("t", mode="replay")
     answers = ask(llm, 500)
-    assert all(isinstance(answer, Missing) or answer.judge == number % 7 for number, answer in enumerate(answers)), "a fault became a grade"
+    graded = [(number, answer.judge) for number, answer in enumerate(answers) if not isinstance(answer, Missing)]
+    assert all(judge == number % 7 for number, judge in graded), "a fault became a grade"
     rows = [(json.loads(request), status) for request, status in llm.ledger.query("SELECT request, status FROM calls")]
     asked = {(unwrap(row["messages"][-1]["content"])["id"], row["attempt"]) for row, _ in rows}
     assert len(asked) == len(rows) and {number for number, _ in asked} == set(range(500))
-    assert len(llm.missing) == llm.ledger.query("SELECT count(missing) FROM calls")[0][0] == sum(not answer for answer in answers) < 25
+    missing = llm.ledger.query("SELECT count(missing) FROM calls")[0][0]
+    assert len(llm.missing) == missing == sum(not answer for answer in answers) < 25
     assert {"no JSON", "no choice", "length", "refusal", "stop"} <= {status for _, status in rows}
     assert served["whole"] <= len(rows) + 2 * 64, "only what was in flight at a kill is asked again"
 
@@ -86,7 +96,8 @@ def test_what_may_pass_is_tried_again(folder):
         llm = client(folder, server, seconds_per_try=2)
         assert [answer.judge for answer in ask(llm, 40)] == [number % 7 for number in range(40)]
         told = server.told()
-    assert min(told[kind] for kind in RETRIED) > 0 and llm.ledger.costs().retries.sum() == sum(told[kind] for kind in RETRIED)
+    retries = [told[kind] for kind in RETRIED]
+    assert min(retries) > 0 and llm.ledger.costs().retries.sum() == sum(retries)
 
 
 @pytest.mark.parametrize("kind", ASKED_AGAIN)
@@ -95,10 +106,13 @@ def test_nonsense_is_asked_again_and_then_missing_with_its_reason(folder, kind):
         llm = client(folder, server)
         answers = ask(llm, 6)
     assert [number for number, answer in enumerate(answers) if not answer] == [3] and len(llm.missing) == 1
-    assert llm.ledger.query("SELECT count(*), count(missing) FROM calls WHERE status != 'stop' OR reply LIKE '%也许%'") == [(3, 1)]
-    reason = {"no JSON": "no JSON", "broken schema": "fits no schema", "empty choices": "no choice", "no choices": "no choice", "cut off": "length", "refusal": "refusal"}[kind]
-    assert reason in answers[3].reason == llm.missing[0]
-    assert all(tokens > 0 for tokens, in llm.ledger.query("SELECT tokens_in FROM calls")), "billed although it could not be read"
+    nonsense = "SELECT count(*), count(missing) FROM calls WHERE status != 'stop' OR reply LIKE '%也许%'"
+    assert llm.ledger.query(nonsense) == [(3, 1)]
+    reasons = {"no JSON": "no JSON", "broken schema": "fits no schema", "empty choices": "no choice",
+               "no choices": "no choice", "cut off": "length", "refusal": "refusal"}
+    assert reasons[kind] in answers[3].reason == llm.missing[0]
+    billed = llm.ledger.query("SELECT tokens_in FROM calls")
+    assert all(tokens > 0 for tokens, in billed), "billed although it could not be read"
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
@@ -111,10 +125,13 @@ def test_a_question_that_breaks_the_endpoint_is_missing_and_the_others_are_not(f
     with Served(always={2: "400", 4: "500"}, latency=0.05) as server:
         llm = client(folder, server, retries=1, in_flight=4)
         answers = ask(llm, 40)
-    assert [(number, answer.reason) for number, answer in enumerate(answers) if not answer] == [(2, "judge: reply ended with refused 400"), (4, "judge: reply ended with failed 500")]
+    assert [(number, answer.reason) for number, answer in enumerate(answers) if not answer] == [
+        (2, "judge: reply ended with refused 400"), (4, "judge: reply ended with failed 500")]
 
 
-@pytest.mark.parametrize("kind, says", [("500", "answered 500 after retries"), ("reset", "does not answer"), ("429", "answered 429 after retries"), ("404", "is not there"), ("403", "rejected the key"), ("400", "refused a request")])
+@pytest.mark.parametrize("kind, says", [
+    ("500", "answered 500 after retries"), ("reset", "does not answer"), ("429", "answered 429 after retries"),
+    ("404", "is not there"), ("403", "rejected the key"), ("400", "refused a request")])
 def test_an_endpoint_that_answers_nothing_stops_the_run_and_grades_nothing(folder, kind, says):
     with Served(rate=1, kinds=[kind]) as server:
         llm = client(folder, server, retries=1)
@@ -147,7 +164,8 @@ def test_concurrency_falls_to_what_the_endpoint_bears_and_climbs_again(folder):
             async for _ in stream(questions(llm, 400)): seen.append((await llm.here())[1].limit)
         asyncio.run(watched())
         told = server.told()
-    assert min(seen) < 40 and 0 < told["throttled"] < 400, f"it must not go on at full speed: {min(seen)} at once, {told['throttled']} throttled"
+    speed = f"{min(seen)} at once, {told['throttled']} throttled"
+    assert min(seen) < 40 and 0 < told["throttled"] < 400, f"it must not go on at full speed: {speed}"
     assert any(later > earlier for earlier, later in zip(seen, seen[1:])), "it never climbed"
 
 
@@ -186,7 +204,8 @@ def test_a_budget_is_never_passed_and_the_run_goes_on_under_a_larger_one(folder,
 
 
 def test_a_budget_of_money_needs_a_price(folder):
-    with Served() as server, pytest.raises(KitError, match=r"\[prices\] has no row"): client(folder, server, budget_money=1)
+    with Served() as server, pytest.raises(KitError, match=r"\[prices\] has no row"):
+        client(folder, server, budget_money=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -198,15 +217,18 @@ def test_told_to_stop_it_records_what_is_in_flight(folder, number):
         process.send_signal(number)
         process.communicate()
         told = server.told()
-        assert process.returncode != 0 and told["tries"] == told["whole"] == recorded(folder) < 300, "sent, answered and recorded are the same"
+        assert process.returncode != 0
+        assert told["tries"] == told["whole"] == recorded(folder) < 300, "sent, answered and recorded are the same"
 
 
 def test_two_processes_share_a_ledger(folder):
     with Served(latency=0.01) as server:
         both = [start(folder, server, 200) for _ in range(2)]
-        assert [process.communicate()[0].splitlines()[-1] for process in both] == ["200 answered, 0 missing"] * 2
+        ends = [process.communicate()[0].splitlines()[-1] for process in both]
+        assert ends == ["200 answered, 0 missing"] * 2
         assert recorded(folder) == 200
-        assert open_llm("t", mode="replay").ledger.costs().calls.sum() == server.told()["whole"], "each call is billed, also the one that came second"
+        billed = open_llm("t", mode="replay").ledger.costs().calls.sum()
+        assert billed == server.told()["whole"], "each call is billed, also the one that came second"
 
 
 def test_memory_does_not_grow_with_the_number_of_questions(folder):
@@ -239,5 +261,6 @@ def test_one_failure_calls_the_others_off(folder):
         await asyncio.sleep(0.01 if number == 5 else 5)
         if number == 5: raise KitError("broken")
         ended.append(number)
-    with pytest.raises(KitError, match="broken"): asyncio.run(gather([job(number) for number in range(400)]))
+    with pytest.raises(KitError, match="broken"):
+        asyncio.run(gather([job(number) for number in range(400)]))
     assert not ended

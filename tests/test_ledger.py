@@ -1,4 +1,4 @@
-"What a ledger promises: shared, replayed, checked, priced, and free of keys; and that a run told to stop loses no call."
+"What a ledger promises: shared, replayed, checked, priced, free of keys; and a run told to stop loses no call."
 import asyncio
 import json
 import lzma
@@ -16,15 +16,17 @@ from asker import Verdict, questions
 from conftest import ENDPOINT, REPOSITORY, make_kit, write_notebook
 from faults import Served
 
-from creawrite import llm as engine
-from creawrite.adversarial import Detection, detect
+from creawrite.answers import Detection
+from creawrite.budget import price, table_cost
+from creawrite.core import KitError, run_dir
 from creawrite.data import read_sample
-from creawrite.llm import OFFLINE, LLM, Ledger, chat, cost_table, embedded, gather, injections, open_llm, unwrap
-from creawrite.multi_agent import Framework
-from creawrite.offline import FLAWS
-from creawrite.offline import detect as rulebook
-from creawrite.offline import flaws_in
-from creawrite.runs import KitError, run_dir
+from creawrite.engines import Endpoint, embedded_client, remote_client
+from creawrite.flaws import FLAWS, flaws_in
+from creawrite.judge import Framework, ask_detector
+from creawrite.ledger import LEDGER_COLUMNS, OFFLINE, Ledger, key_of
+from creawrite.llm import LLM, gather, open_llm
+from creawrite.messages import CLOSE, OPEN, chat, injections, unwrap
+from creawrite.offline import violations
 
 KEY = "sk-not-a-real-key-0123456789"
 NO_ENDPOINT = {name: value for name, value in os.environ.items() if name not in ENDPOINT + ["CREAWRITE_ROOT"]}
@@ -35,10 +37,12 @@ def ledger(kit) -> Ledger:
     "Thirty answers of two roles in the ledger of run `one`, asked of the fault server; one question is missing."
     with Served(always={3: "broken schema"}) as server:
         client = open_llm("one", stage="multi_agent")
-        client.client, client.label, client.model = engine.remote(engine.Endpoint(base_url=server.url, model="m")), "m @ faults", "m"
+        client.client = remote_client(Endpoint(base_url=server.url, model="m"))
+        client.label, client.model = "m @ faults", "m"
         asyncio.run(gather(questions(client, 20)))
         client.stage = "grpo"
-        asyncio.run(gather(client.ask("detector", chat("判断。", {"id": number}, Verdict), Verdict) for number in range(10, 20)))
+        ask = lambda number: client.ask("detector", chat("判断。", {"id": number}, Verdict), Verdict)
+        asyncio.run(gather(ask(number) for number in range(10, 20)))
     return client.ledger
 
 
@@ -48,14 +52,16 @@ def key(monkeypatch, no_endpoint): monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 def test_costs_by_stage_and_role(ledger, kit, creawrite):
     with (kit / "settings.ini").open("a") as file: file.write("[prices]\nm = 10, 20\n")
-    table = cost_table("one").set_index("stage")
-    assert table.calls.to_dict() == {"multi_agent": 22, "grpo": 10} and table.missing.to_dict() == {"multi_agent": 1, "grpo": 0}
-    assert table.money["grpo"] == pytest.approx(10 * (100 * 10 + 10 * 20) / 1e6) and (table.tokens_in == 100 * table.calls).all()
+    table = table_cost("one").set_index("stage")
+    assert table.calls.to_dict() == {"multi_agent": 22, "grpo": 10}
+    assert table.missing.to_dict() == {"multi_agent": 1, "grpo": 0}
+    assert table.money["grpo"] == pytest.approx(10 * (100 * 10 + 10 * 20) / 1e6)
+    assert (table.tokens_in == 100 * table.calls).all()
     code, out, _ = creawrite("ledger", "stats", "one")
     assert code == 0 and "multi_agent  judge" in out and "missing 1 x judge: reply fits no schema" in out
 
 
-def test_a_model_without_a_price_has_no_cost_rather_than_none(ledger): assert cost_table("one").money.isna().all()
+def test_a_model_without_a_price_has_no_cost_rather_than_none(ledger): assert table_cost("one").money.isna().all()
 
 
 def test_export_import_replay_without_an_engine(ledger, kit, creawrite, tmp_path):
@@ -64,10 +70,12 @@ def test_export_import_replay_without_an_engine(ledger, kit, creawrite, tmp_path
     assert creawrite("ledger", "import", "two", str(file))[:2] == (0, "32 new calls in the ledger of two\n")
     assert creawrite("ledger", "import", "two", str(file))[:2] == (0, "0 new calls in the ledger of two\n")
     assert creawrite("ledger", "export", "two", str(again))[0] == 0 and again.read_bytes() == file.read_bytes()
-    pd.testing.assert_frame_equal(cost_table("one"), cost_table("two"))
+    pd.testing.assert_frame_equal(table_cost("one"), table_cost("two"))
     answers = asyncio.run(gather(questions(open_llm("two", mode="replay"), 20)))
-    assert [answer.judge if answer else None for answer in answers] == [None if number == 3 else number % 7 for number in range(20)]
-    with pytest.raises(KitError, match="role 'judge' with key [0-9a-f]{12}"): asyncio.run(gather(questions(open_llm("two", mode="replay"), 21)))
+    right = [None if number == 3 else number % 7 for number in range(20)]
+    assert [answer.judge if answer else None for answer in answers] == right
+    with pytest.raises(KitError, match="role 'judge' with key [0-9a-f]{12}"):
+        asyncio.run(gather(questions(open_llm("two", mode="replay"), 21)))
     assert creawrite("ledger", "check", "two")[:2] == (0, "32 calls, 32 stop, 1 missing\n")
 
 
@@ -84,7 +92,8 @@ def changed(line):
 def test_a_spoilt_export_is_refused_whole(ledger, creawrite, tmp_path, spoil, says):
     file = tmp_path / "one.jsonl.xz"
     creawrite("ledger", "export", "one", str(file))
-    file.write_bytes(lzma.compress("\n".join(spoil(lzma.decompress(file.read_bytes()).decode().split("\n")[:-1])).encode()))
+    lines = lzma.decompress(file.read_bytes()).decode().split("\n")[:-1]
+    file.write_bytes(lzma.compress("\n".join(spoil(lines)).encode()))
     code, _, err = creawrite("ledger", "import", "two", str(file))
     assert code == 1 and says in err and "Traceback" not in err
     assert Ledger(run_dir("two") / "ledger.sqlite").query("SELECT count(*) FROM calls") == [(0,)]
@@ -109,14 +118,16 @@ def test_missing_and_damaged_ledgers_are_one_sentence(ledger, kit, creawrite, tm
 
 
 def test_a_secret_under_judgement_is_not_exported(ledger, creawrite, tmp_path):
-    row = dict(zip(engine.COLUMNS, ledger.query("SELECT * FROM calls LIMIT 1")[0]))
+    row = dict(zip(LEDGER_COLUMNS, ledger.query("SELECT * FROM calls LIMIT 1")[0]))
     request = row["request"].replace("判断", KEY)
-    ledger.put(**row | {"request": request, "key": engine.key_of(row["engine"], request)})
+    ledger.put(**row | {"request": request, "key": key_of(row["engine"], request)})
     code, _, err = creawrite("ledger", "export", "one", str(tmp_path / "one.jsonl.xz"))
     assert code == 1 and "call 33 of one holds a secret" in err and KEY not in err
 
 
-@pytest.mark.parametrize("text, says", [("budget = 3", "no limit 'budget'; the nearest is 'budget_money'"), ("in_flight = 0", "in_flight = '0'"), ("retries = many", "retries = 'many'")])
+@pytest.mark.parametrize("text, says", [
+    ("budget = 3", "no limit 'budget'; the nearest is 'budget_money'"), ("in_flight = 0", "in_flight = '0'"),
+    ("retries = many", "retries = 'many'")])
 def test_a_wrong_limit_is_named(kit, text, says):
     with (kit / "settings.ini").open("a") as file: file.write(f"[limits]\n{text}\n")
     with pytest.raises(KitError) as caught: open_llm("t", "offline")
@@ -125,8 +136,8 @@ def test_a_wrong_limit_is_named(kit, text, says):
 
 def test_a_wrong_price_is_named(kit):
     with (kit / "settings.ini").open("a") as file: file.write("[prices]\nqwen:7b = 2\n")
-    assert engine.price("gpt") is None
-    with pytest.raises(KitError, match=r"\[prices\]: qwen:7b = '2' is not two numbers"): engine.price("qwen:7b")
+    assert price("gpt") is None
+    with pytest.raises(KitError, match=r"\[prices\]: qwen:7b = '2' is not two numbers"): price("qwen:7b")
 
 
 # ---- in a run
@@ -134,10 +145,21 @@ def test_a_wrong_price_is_named(kit):
 def asking_kit(folder: Path, server, questions=200):
     "A kit whose last stage asks, and a function that starts its runner with an endpoint in the environment."
     kit = make_kit(folder / "asking")
-    write_notebook(kit / "nbs/04_ask.ipynb", 'run: str = "lab"\nengine: str = "auto"', f"import sys\nsys.path.insert(0, {str(REPOSITORY / 'tests')!r})\nfrom asker import questions\nfrom creawrite.llm import gather, open_llm",
-                   f"answers = await gather(questions(open_llm(run, engine), {questions}))\nprint(len(answers), 'answers')")
+    imports = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY / 'tests')!r})
+from asker import questions
+from creawrite.llm import gather, open_llm
+"""
+    asking = f"""
+answers = await gather(questions(open_llm(run, engine), {questions}))
+print(len(answers), 'answers')
+"""
+    write_notebook(kit / "nbs/04_ask.ipynb", 'run: str = "lab"\nengine: str = "auto"', "reads = []", imports, asking)
     environment = NO_ENDPOINT | {"OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY, "CREAWRITE_MODEL": "m"}
-    return kit, lambda: subprocess.Popen([sys.executable, "-m", "creawrite.runs", "run", "--only", "ask"], cwd=kit, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    command = [sys.executable, "-m", "creawrite.cli", "run", "--only", "ask"]
+    streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return kit, lambda: subprocess.Popen(command, cwd=kit, env=environment, **streams)
 
 
 def test_a_run_told_to_stop_records_what_is_in_flight_and_goes_on(tmp_path):
@@ -149,9 +171,11 @@ def test_a_run_told_to_stop_records_what_is_in_flight_and_goes_on(tmp_path):
             time.sleep(0.02)
         runner.send_signal(signal.SIGTERM)
         told = runner.communicate()[0]
-        assert runner.returncode == 130 and "stopped; the same command resumes there" in told and "Traceback" not in told
+        assert runner.returncode == 130 and "Traceback" not in told
+        assert "stopped; the same command resumes there" in told
         served, ledger = server.told(), Ledger(kit / "outputs/smoke/ledger.sqlite")
-        assert served["tries"] == served["whole"] == ledger.query("SELECT count(*) FROM calls WHERE stage = 'ask'")[0][0] < 200
+        recorded = ledger.query("SELECT count(*) FROM calls WHERE stage = 'ask'")[0][0]
+        assert served["tries"] == served["whole"] == recorded < 200
         told = start().communicate()[0]
         assert "200 answers" in told and server.told()["whole"] == 200, "nothing was asked twice"
 
@@ -168,13 +192,17 @@ def test_no_key_in_ledger_notebooks_records_or_messages(tmp_path, rate, kinds):
 
 
 def test_a_smoke_run_replays_in_a_fresh_clone(smoke_run, tmp_path):
-    "Every stage that asks runs again from the exported calls alone; the trained models are taken along, for they ask nobody."
+    "Every stage that asks runs again from the exported calls alone; trained models are taken along, they ask nobody."
     clone, file = tmp_path / "clone", tmp_path / "smoke.jsonl.xz"
-    names = subprocess.run(["git", "ls-files", "-z", "nbs", "creawrite", "data", "settings.ini", "pyproject.toml"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split("\0")
+    listing = ["git", "ls-files", "-z", "nbs", "creawrite", "data", "settings.ini", "pyproject.toml"]
+    names = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, names):
         (clone / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(REPOSITORY / name, clone / name)
-    command = lambda folder, *arguments: subprocess.run([sys.executable, "-m", "creawrite.runs", *arguments], cwd=folder, env=NO_ENDPOINT, capture_output=True, text=True)
+
+    def command(folder, *arguments):
+        line = [sys.executable, "-m", "creawrite.cli", *arguments]
+        return subprocess.run(line, cwd=folder, env=NO_ENDPOINT, capture_output=True, text=True)
     assert command(REPOSITORY, "ledger", "export", smoke_run, str(file)).returncode == 0
     assert command(clone, "ledger", "import", "again", str(file)).returncode == 0
     old, new = REPOSITORY / "outputs" / smoke_run, clone / "outputs" / "again"
@@ -182,13 +210,20 @@ def test_a_smoke_run_replays_in_a_fresh_clone(smoke_run, tmp_path):
     for stage in ("multi_agent", "adversarial", "evaluate", "paper"):
         done = command(clone, "run", "--run", "again", "--only", stage, "-p", "mode=replay")
         assert done.returncode == 0, done.stdout + done.stderr
-    for stage, pattern in (("multi_agent", "*.jsonl"), ("adversarial", "*.json*"), ("evaluate", "*.csv"), ("paper", "table*")):
-        files = sorted(path.name for path in (old / stage).glob(pattern) if path.name != "evaluators.csv")  # it holds the scorers' own seconds
-        assert files and [name for name in files if (old / stage / name).read_bytes() != (new / stage / name).read_bytes()] == [], stage
-    unhurried = lambda folder: pd.read_csv(folder / "evaluate/evaluators.csv").query("not measure.str.startswith('seconds')").reset_index(drop=True)
+    patterns = {"multi_agent": "*.jsonl", "adversarial": "*.json*", "evaluate": "*.csv", "paper": "table*"}
+    for stage, pattern in patterns.items():
+        files = sorted(path.name for path in (old / stage).glob(pattern))
+        files = [name for name in files if name != "evaluators.csv"]  # it holds the scorers' own seconds
+        differ = [name for name in files if (old / stage / name).read_bytes() != (new / stage / name).read_bytes()]
+        assert files and differ == [], stage
+
+    def unhurried(folder):
+        table = pd.read_csv(folder / "evaluate/evaluators.csv")
+        return table[~table.measure.str.startswith("seconds")].reset_index(drop=True)
     pd.testing.assert_frame_equal(unhurried(old), unhurried(new))
     assert (old / "paper/table_cost.csv").read_bytes() == (new / "paper/table_cost.csv").read_bytes()
-    assert Ledger(new / "ledger.sqlite").query("SELECT count(*) FROM calls") == Ledger(old / "ledger.sqlite").query("SELECT count(*) FROM calls")
+    calls = [Ledger(folder / "ledger.sqlite").query("SELECT count(*) FROM calls") for folder in (old, new)]
+    assert calls[0] == calls[1]
 
 
 # ---- untrusted text
@@ -200,7 +235,8 @@ RULES = [f"有「{flaw.zh}」的判 Bad" for flaw in FLAWS.values()]
 def test_the_injection_set_is_what_it_says():
     texts = [attack["text"] for attack in ATTACKS]
     assert len(texts) == len(set(texts)) >= 60 and len({attack["id"] for attack in ATTACKS}) == len(texts)
-    assert {"ignore", "verdict", "role", "delimiter", "unicode", "base64", "padding"} <= {attack["kind"] for attack in ATTACKS}
+    kinds = {attack["kind"] for attack in ATTACKS}
+    assert {"ignore", "verdict", "role", "delimiter", "unicode", "base64", "padding"} <= kinds
     chinese = sum(any("\u4e00" <= char <= "\u9fff" for char in text) for text in texts)
     assert chinese >= 20 and len(texts) - chinese >= 20
 
@@ -208,22 +244,27 @@ def test_the_injection_set_is_what_it_says():
 def test_injections_reach_the_endpoint_only_as_data(tmp_path):
     from test_llm import Server, scripted
     app, bodies = scripted((200, '{"judge": 0}', {}))
-    payloads = [{"query": attack["text"], "response": attack["text"], "points": [{attack["text"]: attack["text"]}]} for attack in ATTACKS]
+    texts = [attack["text"] for attack in ATTACKS]
+    payloads = [{"query": text, "response": text, "points": [{text: text}]} for text in texts]
     with Server(app) as url:
-        client = LLM(Ledger(tmp_path / "ledger.sqlite"), "m", engine.remote(engine.Endpoint(base_url=url, model="m")), "m")
+        endpoint = remote_client(Endpoint(base_url=url, model="m"))
+        client = LLM(Ledger(tmp_path / "ledger.sqlite"), "m", endpoint, "m")
         asyncio.run(gather(client.ask("judge", chat("判断。", payload, Verdict), Verdict) for payload in payloads))
     users = [body["messages"][-1]["content"] for body in bodies]
-    assert len({json.dumps(body | {"messages": body["messages"][:-1]}) for body in bodies}) == 1, "only the user's block differs"
-    assert {message["role"] for body in bodies for message in body["messages"]} == {"system", "user"} and all(len(body["messages"]) == 2 for body in bodies)
-    assert all(user.count(engine.OPEN) == user.count(engine.CLOSE) == 1 and user.startswith(engine.OPEN) and user.endswith(engine.CLOSE) for user in users)
+    without_block = {json.dumps(body | {"messages": body["messages"][:-1]}) for body in bodies}
+    assert len(without_block) == 1, "only the user's block differs"
+    assert all([message["role"] for message in body["messages"]] == ["system", "user"] for body in bodies)
+    for user in users:
+        assert user.count(OPEN) == user.count(CLOSE) == 1 and user.startswith(OPEN) and user.endswith(CLOSE)
     key = lambda payload: json.dumps(payload, sort_keys=True)
     assert sorted(map(key, map(unwrap, users))) == sorted(map(key, payloads))
 
 
 @pytest.mark.parametrize("place", ["before", "after", "in the query"])
 def test_injections_do_not_change_the_offline_verdict(tmp_path, place):
-    client = LLM(Ledger(tmp_path / "ledger.sqlite"), OFFLINE, embedded(), "offline-rulebook")
-    # flaws of words, which the rules find; a repetition is diluted by any sentence more, and a text off topic gains the wish that an attack may hold
+    client = LLM(Ledger(tmp_path / "ledger.sqlite"), OFFLINE, embedded_client(), "offline-rulebook")
+    # flaws of words, which the rules find: a repetition is diluted by any sentence more,
+    # and a text off topic gains the wish that an attack may hold
     rows = [row for row in read_sample() if row.flaw in ("pressure", "taboo", "advertising", "wrong_tone")]
 
     async def verdicts():
@@ -233,9 +274,10 @@ def test_injections_do_not_change_the_offline_verdict(tmp_path, place):
         attacked = [(bad[number % len(bad)], attack["text"]) for number, attack in enumerate(ATTACKS)]
         queries = [row.query + (text if place == "in the query" else "") for row, text in attacked]
         texts = [{"before": text + row.weak, "after": row.weak + text}.get(place, row.weak) for row, text in attacked]
-        told = await framework.verdicts(queries, texts)
-        return len(bad), told, queries, texts, await gather(detect(client, RULES, query, text) for query, text in zip(queries, texts))
-    bad, told, queries, texts, detections = asyncio.run(verdicts())
-    assert bad >= 30 and told == [0] * len(ATTACKS)
-    assert all(isinstance(found, Detection) and found.verdict == "Bad" for found in detections)
-    assert [found.verdict == "Good" for found in detections] == [rulebook(RULES, query, text)[1] == 1 for query, text in zip(queries, texts)], "the wire changes nothing"
+        debated, pairs = await framework.verdicts(queries, texts), list(zip(queries, texts))
+        return len(bad), debated, pairs, await gather(ask_detector(client, RULES, query, text) for query, text in pairs)
+    bad, debated, pairs, detections = asyncio.run(verdicts())
+    assert bad >= 30 and debated == [0] * len(ATTACKS)
+    assert all(isinstance(answer, Detection) and answer.verdict == "Bad" for answer in detections)
+    direct = [violations(RULES, query, text)[1] == 1 for query, text in pairs]
+    assert [answer.verdict == "Good" for answer in detections] == direct, "the wire changes nothing"

@@ -1,4 +1,4 @@
-"Stage 12: tables, the sentences under them, the one-page report, and two runs side by side."
+"Stage 10 and its libraries: tables, the sentences under them, the one-page report, and two runs side by side."
 import gc
 import json
 import re
@@ -8,68 +8,111 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from creawrite import paper
-from creawrite.runs import run_dir, write_csv, write_json
-
-ROW = dict(value=0.6, low=0.5, high=0.7, n=50)
+from creawrite import compare, paper, tables
+from creawrite.core import run_dir, write_csv, write_json
+from creawrite.task import TASK
 
 
 def accuracy(**rates):
     "frameworks.csv with these accuracies on all and on length-matched rows."
-    return pd.DataFrame([dict(evaluator=name.replace("_only", " only"), slice=slice, metric="accuracy", value=rate, low=rate - 0.05, high=rate + 0.05, n=100, good=50, missing=0)
-                         for name, pair in rates.items() for slice, rate in zip(("all", "length_matched"), pair)])
+    lines = [(name.replace("_only", " only"), slice, rate) for name, pair in rates.items()
+             for slice, rate in zip(("all", "length_matched"), pair)]
+    table = pd.DataFrame(lines, columns=["evaluator", "slice", "value"])
+    return table.assign(metric="accuracy", low=table.value - 0.05, high=table.value + 0.05, n=100, good=50, missing=0)
 
 
 def test_the_sentence_follows_the_numbers():
-    said = paper.says_table1(accuracy(multi_agent=(0.9, 0.5), adversarial=(0.7, 0.8), length_only=(0.8, 0.5)))
-    assert "On all rows the best evaluator, multi-agent framework, agrees with 90.0 [85.0, 95.0] % of 100 labels, not apart from length alone" in said
-    assert "On length-matched rows the best evaluator, adversarial framework, agrees with 80.0 [75.0, 85.0] % of 100 labels, above length alone with 50.0" in said
+    frameworks = accuracy(multi_agent=(0.9, 0.5), adversarial=(0.7, 0.8), length_only=(0.8, 0.5))
+    sentence = paper.says_table1(frameworks)
+    assert ("On all rows the best evaluator, multi-agent framework, agrees with 90.0 [85.0, 95.0] % of 100 labels, "
+            "not apart from length alone") in sentence
+    assert ("On length-matched rows the best evaluator, adversarial framework, agrees with 80.0 [75.0, 85.0] % of 100 "
+            "labels, above length alone with 50.0") in sentence
     below = paper.says_table1(accuracy(multi_agent=(0.4, 0.5), length_only=(0.8, 0.5)))
     assert "below length alone" in below
 
 
 def test_ablations_that_cost_something_are_named():
-    rows = accuracy(multi_agent=(0.9, 0.9)).assign(evaluator=lambda t: t.evaluator)
+    rows = accuracy(multi_agent=(0.9, 0.9))
     worse = rows.assign(evaluator="multi_agent without judge", value=0.6, low=0.55, high=0.65)
-    assert "cost accuracy beyond both intervals: without judge agent" in paper.says_table4(pd.concat([rows, worse]), "all")
+    sentence = paper.says_table4(pd.concat([rows, worse]), "all")
+    assert "cost accuracy beyond both intervals: without judge agent" in sentence
     assert paper.says_table4(rows, "all").startswith("No part that is left out")
 
 
-@pytest.mark.parametrize("base, sft, said", [(0.2, 0.6, "sft is judged good most often, 60.0 [55.0, 65.0] %, above the base with 20.0"), (0.6, 0.6, "no trained policy is judged good more often than the base")])
-def test_policies_are_put_against_the_base(base, sft, said):
-    table = pd.DataFrame([dict(policy=name, scene="general", signal="Signal-1", value=rate, low=rate - 0.05, high=rate + 0.05, n=40) for name, rate in (("base", base), ("sft", sft))])
-    assert said in paper.says_excellence(table, "general")
+@pytest.mark.parametrize("base, sft, sentence", [
+    (0.2, 0.6, "sft is judged good most often, 60.0 [55.0, 65.0] %, above the base with 20.0"),
+    (0.6, 0.6, "no trained policy is judged good more often than the base")])
+def test_policies_are_put_against_the_base(base, sft, sentence):
+    table = pd.DataFrame([dict(policy=name, scene="general", signal="Signal-1", value=rate, low=rate - 0.05,
+                               high=rate + 0.05, n=40) for name, rate in (("base", base), ("sft", sft))])
+    assert sentence in paper.says_excellence(table, "general")
 
 
 def test_table_5_waits_for_ratings_and_weighs_them():
-    empty = paper.human_table(None)
-    assert len(empty) == 5 and list(empty) == ["Method", "n", *paper.DIMENSIONS, "Weighted"] and sum(paper.DIMENSIONS.values()) == pytest.approx(1)
-    scores = pd.DataFrame([("sft", name, value, value - 0.1, value + 0.1, 30) for name, value in zip(paper.DIMENSIONS, (3, 2, 1, 2, 3))], columns=["policy", "dimension", "value", "low", "high", "n"])
-    filled = paper.human_table(scores).set_index("Method")
-    assert filled.loc["SFT", "Weighted"] == "2.25" and filled.loc["RM+RL", "Weighted"] == "" and filled.loc["SFT", "Creativity"] == "2.00 [1.90, 2.10]"
+    empty = tables.table_human(None)
+    assert len(empty) == 5 and list(empty) == ["Method", "n", *TASK.dimensions, "Weighted"]
+    assert sum(TASK.dimensions.values()) == pytest.approx(1)
+    scores = pd.DataFrame({"policy": "sft", "dimension": list(TASK.dimensions), "value": [3.0, 2.0, 1.0, 2.0, 3.0]})
+    scores = scores.assign(low=scores.value - 0.1, high=scores.value + 0.1, n=30)
+    filled = tables.table_human(scores).set_index("Method")
+    assert filled.loc["SFT", "Weighted"] == "2.25" and filled.loc["RM+RL", "Weighted"] == ""
+    assert filled.loc["SFT", "Creativity"] == "2.00 [1.90, 2.10]"
+
+
+def test_every_agent_has_its_ablation_row():
+    from creawrite.judge import VARIANTS
+    assert set(VARIANTS) <= set(paper.TABLE4) and set(paper.TABLE1) | set(paper.BASELINES) <= set(tables.EVALUATORS)
+
+
+def test_a_stage_that_lacks_is_named(kit):
+    with pytest.raises(paper.KitError, match="run 'new' has no evaluate/frameworks.csv: run stage 08_evaluate first"):
+        paper.read_results("new")
+
+
+def test_what_is_kept_of_an_older_state_stands_in_every_caption(kit):
+    folder = run_dir("old")
+    write_json(folder / "adversarial" / "judge.json", {"engine": "nobody"})
+    write_json(folder / "data" / "source.json", {"source": "sample"})
+    write_json(folder / "sft" / "base" / "policy.json", {"parameters": 2_000_000})
+    facts = ("Judged by: nobody; data: sample; policies: a 2.0 M-parameter model trained from scratch; "
+             "cells: value [95 % interval].")
+    assert tables.provenance("old") == facts
+    note = {"stage": "grpo", "when": "", "why": "a comment moved", "changed": ["code"]}
+    write_json(folder / "grpo" / "kept.json", [note])
+    assert tables.provenance("old") == f"{facts} Stage grpo keeps results of older code or inputs: a comment moved."
 
 
 def finished_run(name, shift=0.0):
     "A run with two small tables, a figure and a record."
     folder = run_dir(name)
-    write_csv(folder / "evaluate" / "excellence.csv", pd.DataFrame([
-        dict(policy=policy, scene="all", signal="Signal-1", value=rate, low=rate - 0.03, high=rate + 0.03, n=400, missing=0) for policy, rate in (("base", 0.3), ("sft", 0.5 + shift))]))
-    write_csv(folder / "evaluate" / "probe.csv", pd.DataFrame([dict(evaluator="x", flaw="all", value=0.7, low=0.6, high=0.8, n=90, ties=3, missing=0, sound_good=np.nan, flawed_bad=np.nan)]))
-    write_json(folder / "run.json", {"profile": "smoke", "stages": {"data": {"fingerprint": "abc"}, "evaluate": {"fingerprint": name}}})
+    excellence = pd.DataFrame([
+        dict(policy=policy, scene="all", signal="Signal-1", value=rate, low=rate - 0.03, high=rate + 0.03, n=400,
+             missing=0)
+        for policy, rate in (("base", 0.3), ("sft", 0.5 + shift))])
+    write_csv(folder / "evaluate" / "excellence.csv", excellence)
+    probe = dict(evaluator="x", flaw="all", value=0.7, low=0.6, high=0.8, n=90, ties=3, missing=0,
+                 sound_good=np.nan, flawed_bad=np.nan)
+    write_csv(folder / "evaluate" / "probe.csv", pd.DataFrame([probe]))
+    stages = {"data": {"fingerprint": "abc"}, "evaluate": {"fingerprint": name}}
+    write_json(folder / "run.json", {"profile": "smoke", "stages": stages})
     return folder
 
 
 def test_equal_runs_do_not_differ(kit, creawrite):
     finished_run("one"), finished_run("two")
-    code, told, error = creawrite("compare", "one", "two")
-    assert (code, error) == (0, "") and "3 numbers have an interval in both runs; 3 are equal, 0 differ by more than chance" in told
-    assert re.search(r"\| data +\| abc +\| abc +\| same", told) and re.search(r"\| evaluate +\| one +\| two +\| differs", told)
+    code, output, error = creawrite("compare", "one", "two")
+    assert (code, error) == (0, "")
+    assert "3 numbers have an interval in both runs; 3 are equal, 0 differ by more than chance" in output
+    assert re.search(r"\| data +\| abc +\| abc +\| same", output)
+    assert re.search(r"\| evaluate +\| one +\| two +\| differs", output)
 
 
 def test_a_real_difference_is_named_with_its_interval(kit, creawrite):
     finished_run("one"), finished_run("two", shift=0.2)
-    told = creawrite("compare", "one", "two")[1]
-    assert "1 differ by more than chance" in told and re.search(r"excellence +\| sft, all, Signal-1 +\| +0.500 \| +0.700 \| \+0.200 \[\+0.158, \+0.242\]", told)
+    output = creawrite("compare", "one", "two")[1]
+    line = r"excellence +\| sft, all, Signal-1 +\| +0.500 \| +0.700 \| \+0.200 \[\+0.158, \+0.242\]"
+    assert "1 differ by more than chance" in output and re.search(line, output)
 
 
 def test_reference_runs_can_be_compared(kit, creawrite):
@@ -78,12 +121,25 @@ def test_reference_runs_can_be_compared(kit, creawrite):
     assert "3 are equal" in creawrite("compare", "one", "reference/one")[1]
 
 
+def test_runs_of_an_earlier_numbering_compare(kit, creawrite):
+    "Stages that are libraries now, and executed copies under other numbers, are no hindrance."
+    old, new = finished_run("before"), finished_run("after")
+    stages = {stage: {"fingerprint": "0"} for stage in ("data", "llm", "offline", "evaluate")}
+    write_json(old / "run.json", {"profile": "smoke", "stages": stages})
+    (old / "10_evaluate.ipynb").write_text("{}")
+    (new / "08_evaluate.ipynb").write_text("{}")
+    for pair in (("before", "after"), ("after", "before")):
+        code, output, error = creawrite("compare", *pair)
+        assert (code, error) == (0, "") and "3 are equal" in output and re.search(r"\| llm .*not run.* differs", output)
+
+
 def test_compare_answers_clearly(kit, creawrite):
     finished_run("smoke")
     write_json(run_dir("empty") / "run.json", {"profile": "smoke", "stages": {}})
-    for other, code, answer in (("smok", 2, "no run 'smok' in outputs; the nearest is 'smoke'"), ("empty", 2, "has no tables yet"), ("../x", 2, "must be a plain folder name")):
-        got, told, error = creawrite("compare", "smoke", other)
-        assert (got, told) == (code, "") and answer in error
+    for other, code, answer in (("smok", 2, "no run 'smok' in outputs; the nearest is 'smoke'"),
+                                ("empty", 2, "has no tables yet"), ("../x", 2, "must be a plain folder name")):
+        got, output, error = creawrite("compare", "smoke", other)
+        assert (got, output) == (code, "") and answer in error
 
 
 def test_two_runs_of_one_truth_rarely_differ():
@@ -92,21 +148,23 @@ def test_two_runs_of_one_truth_rarely_differ():
     rng, alarms = np.random.default_rng(0), 0
     keys = pd.DataFrame({"policy": [f"p{i}" for i in range(8)], "scene": "all"})
     for _ in range(30):
-        tables = []
+        pair = []
         for _ in range(2):
             rates = rng.binomial(300, 0.4, 8) / 300
             reach = 1.96 * np.sqrt(rates * (1 - rates) / 300)
-            tables.append(keys.assign(value=rates, low=rates - reach, high=rates + reach, n=300))
-        alarms += (paper.tested(*tables).p_holm < 0.05).any()
+            pair.append(keys.assign(value=rates, low=rates - reach, high=rates + reach, n=300))
+        alarms += (compare.tested_differences(*pair).p_holm < 0.05).any()
     assert alarms <= 4
 
 
 def test_report_stands_alone(smoke_run):
     folder = run_dir(smoke_run) / "paper"
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) and "<script" not in page and page.count("data:image/png;base64,") >= 6
-    for table in ("Table 1.", "Table 2.", "Table 3.", "Table 4.", "Table 5.", "Table A1.", "Table E.", "Table P."): assert table in page
-    assert page.count('class="says"') >= 9 and page.index("Table 1.") < page.index("Table 2.") < page.index("Table 4.") < page.index("Table E.")
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) and "<script" not in page
+    assert page.count("data:image/png;base64,") >= 6
+    for table in ("1", "2", "3", "4", "5", "A1", "E", "P"): assert f"Table {table}." in page
+    assert page.count('class="says"') >= 9
+    assert page.index("Table 1.") < page.index("Table 2.") < page.index("Table 4.") < page.index("Table E.")
     assert "offline rulebook engine (not an LLM)" in page
     links = re.findall(r"\]\(([^)]+\.png)\)", (folder / "report.md").read_text(encoding="utf-8"))
     assert links and all((folder / link).is_file() for link in links)
@@ -114,9 +172,12 @@ def test_report_stands_alone(smoke_run):
 
 def test_every_evaluator_stands_on_every_slice_and_on_the_probe(smoke_run):
     table = pd.read_csv(run_dir(smoke_run) / "evaluate" / "evaluators.csv")
-    for name, part in table.groupby("evaluator"):
-        assert {"agreement, all", "agreement, leak_free", "agreement, length_matched", "agreement, leak_free_length_matched", "probe", "length preference", "missing", "seconds per verdict"} <= set(part.measure), name
-    assert set(table.evaluator) == {"multi_agent", "adversarial", "adversarial without reflection", "reward model", "TF-IDF", "length only", "always good"}
+    wanted = {f"agreement, {slice}" for slice in ("all", "leak_free", "length_matched", "leak_free_length_matched")}
+    wanted |= {"probe", "length preference", "missing", "seconds per verdict"}
+    for name, part in table.groupby("evaluator"): assert wanted <= set(part.measure), name
+    assert set(table.evaluator) == {"multi_agent", "adversarial", "adversarial without reflection", "reward model",
+                                    "TF-IDF", "length only", "always good"}
     probe = pd.read_csv(run_dir(smoke_run) / "evaluate" / "probe.csv")
-    assert probe.groupby("evaluator").flaw.nunique().eq(13).all() and (probe.low <= probe.value).all() and (probe.value <= probe.high).all()
+    assert probe.groupby("evaluator").flaw.nunique().eq(13).all()
+    assert (probe.low <= probe.value).all() and (probe.value <= probe.high).all()
     assert "query" not in json.dumps([*probe, *table])

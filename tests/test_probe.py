@@ -4,10 +4,11 @@ from collections import Counter
 
 import pytest
 
-from creawrite.audit import auc, near_duplicates, stray
-from creawrite.data import constraint, keeps, normalise, read_sample
-from creawrite.offline import FLAWS
-from creawrite.runs import root
+from creawrite.core import root
+from creawrite.data import read_sample
+from creawrite.flaws import FLAWS
+from creawrite.stats import auc
+from creawrite.text import constraint, keeps, near_duplicates, normalise, stray
 
 PAIRS = [json.loads(line) for line in (root() / "data/probe/pairs.jsonl").read_text(encoding="utf-8").splitlines()]
 

@@ -3,21 +3,27 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 import nbformat
 import pytest
 
-from creawrite.runs import read_record, root, run_dir
+from creawrite.core import root
+from creawrite.kernels import executed_copies
+from creawrite.runner import read_record
+from creawrite.settings import stages
 
 REPOSITORY = root()
 sys.path.insert(0, str(REPOSITORY / "docs"))
 import api
 import build
 
-NOTEBOOKS = [path.stem for path in sorted((REPOSITORY / "nbs").glob("[0-9]*.ipynb"))]
-STAGES = [name for name in NOTEBOOKS if not name.startswith("00_")]
+STAGES = [path.stem for path in sorted((REPOSITORY / "nbs").glob("[0-9]*.ipynb"))]
+LIBRARIES = [path.stem for path in sorted((REPOSITORY / "nbs/lib").glob("*.ipynb"))]
+NOTEBOOKS = STAGES + [f"lib/{name}" for name in LIBRARIES]
+MODULES = [name[3:] for name in STAGES] + LIBRARIES
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
 
@@ -25,7 +31,8 @@ browser = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here")
 @pytest.fixture(scope="session")
 def site(smoke_run) -> Path:
     "Folder of the built pages."
-    done = subprocess.run([sys.executable, "docs/build.py", "--run", smoke_run], cwd=REPOSITORY, capture_output=True, text=True)
+    command = [sys.executable, "docs/build.py", "--run", smoke_run]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WARNING" not in done.stderr
     return REPOSITORY / "docs/_build/html"
@@ -34,45 +41,74 @@ def site(smoke_run) -> Path:
 @pytest.fixture(scope="session")
 def pages(site) -> dict[str, str]:
     "Every page's HTML by its path."
-    found = sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
-    return {path.relative_to(site).as_posix(): path.read_text(encoding="utf-8") for path in found}
+    paths = sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
+    return {path.relative_to(site).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def note_of(page: str) -> str:
+    "What stands below a notebook's title, without marks."
+    return re.sub(r"<[^>]+>", "", re.search(r'<p class="kit-note">.*?</p>', page, re.S)[0])
 
 
 # What the build makes
 
-def test_the_map_lists_every_notebook():
-    text = "".join(cell.source for cell in nbformat.read(REPOSITORY / "nbs/index.ipynb", 4).cells)
-    assert re.findall(r"^\| \[(\w+)\]\(\1\.ipynb\)", text, re.M) == NOTEBOOKS
+def test_the_map_lists_every_notebook(pages):
+    "In two tables, stages and libraries, each name a link to its page."
+    names = [re.findall(r'<td[^>]*>(?:<p>)?<a [^>]*href="([\w/]+)\.html">(?:<\w+[^>]*>)*(\w+)<', table)
+             for table in re.findall(r"<table.*?</table>", pages["nbs/index.html"], re.S)]
+    assert names[0] == [(name, name) for name in STAGES]
+    assert names[1] == [(f"lib/{name}", name) for name in LIBRARIES]
+
+
+def test_the_map_says_what_every_stage_reads(pages):
+    table = re.search(r"<table.*?</table>", pages["nbs/index.html"], re.S)[0]
+    cells = [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", table, re.S)]
+    reads = dict(zip(cells[::3], cells[2::3], strict=True))
+    for stage in stages(): assert reads[stage.notebook.stem] == ", ".join(map(escape, stage.reads))
 
 
 def test_every_page_is_there(pages):
-    modules = [name[3:] for name in NOTEBOOKS if (REPOSITORY / "creawrite" / f"{name[3:]}.py").is_file()]
-    wanted = ["index", "results", "search", "api/index", "nbs/index", *(f"nbs/{name}" for name in NOTEBOOKS), *(f"api/{name}" for name in modules)]
-    assert {f"{name}.html" for name in wanted} <= set(pages)
-    assert all(re.search(r"<h1>\S", pages[f"{name}.html"]) for name in wanted if name != "search")
+    names = ["index", "results", "search", "api/index", "nbs/index"]
+    names += [f"nbs/{name}" for name in NOTEBOOKS] + [f"api/{name}" for name in MODULES]
+    assert {f"{name}.html" for name in names} <= set(pages)
+    assert all(re.search(r"<h1>\S", pages[f"{name}.html"]) for name in names if name != "search")
+
+
+def test_every_module_has_a_page():
+    assert {path.stem for path in (REPOSITORY / "creawrite").glob("[a-z]*.py")} == set(MODULES)
 
 
 def test_sidebar_is_in_stage_order(pages):
     sidebar = re.search(r'<nav class="bd-docs-nav.*?</nav>', pages["index.html"], re.S)[0]
-    assert re.findall(r'href="nbs/(\w+)\.html"', sidebar) == ["index", *NOTEBOOKS]
-    assert re.findall(r'caption-text">([^<]+)', sidebar) == ["Start here", "Notebooks", "Reference"]
+    assert re.findall(r'href="nbs/([\w/]+)\.html"', sidebar) == ["index", *NOTEBOOKS]
+    assert re.findall(r'caption-text">([^<]+)', sidebar) == ["Start here", "Stages", "Libraries", "Reference"]
 
 
 def test_notebook_pages_say_what_they_show(pages, smoke_run):
     record = read_record(smoke_run)
     for name in STAGES:
-        note = re.sub(r"<[^>]+>", "", re.search(r'<p class="kit-note">.*?</p>', pages[f"nbs/{name}.html"], re.S)[0])
-        engine = record["stages"][name[3:]]["engine"]
-        assert f"run {smoke_run}, profile {record['profile']}" in note and (not engine or f"Judged by: {engine}." in note)
+        note, engine = note_of(pages[f"nbs/{name}.html"]), record["stages"][name[3:]]["engine"]
+        assert f"run {smoke_run}, profile {record['profile']}" in note
+        assert not engine or f"Judged by: {engine}." in note
+    for name in LIBRARIES:
+        note = note_of(pages[f"nbs/lib/{name}.html"])
+        assert "shown without results" in note and f"Source: nbs/lib/{name}.ipynb" in note
 
 
-def test_notebook_pages_show_idea_code_and_result(pages, smoke_run):
-    for name in STAGES:
-        page, cells = pages[f"nbs/{name}.html"], nbformat.read(run_dir(smoke_run) / f"{name}.ipynb", 4).cells
-        assert "default_exp" not in page and "#|" not in page
+def test_notebook_pages_show_idea_and_code(pages):
+    for name in NOTEBOOKS:
+        page = pages[f"nbs/{name}.html"]
+        directive = re.search(r'(?:^|<p>|class="c1?">)#\|', page, re.M)  # a string may speak of one
+        assert not directive, f"{name} shows nbdev's directives"
         assert page.count('class="sig sig-object py"') >= 1 and "Show the code" in page
-        results = sum(output.output_type != "stream" for cell in cells if cell.cell_type == "code" for output in cell.outputs)
-        assert results == 0 or "cell_output" in page
+
+
+def test_stage_pages_show_results(pages, smoke_run):
+    for name in STAGES:
+        cells = nbformat.read(executed_copies(smoke_run, name[3:])[-1], 4).cells
+        outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+        results = sum(output.output_type != "stream" for output in outputs)
+        assert results == 0 or "cell_output" in pages[f"nbs/{name}.html"]
 
 
 def test_results_page_shows_reference_runs_or_says_there_are_none(pages):
@@ -83,21 +119,25 @@ def test_results_page_shows_reference_runs_or_says_there_are_none(pages):
 
 def test_no_path_of_this_machine(site):
     folders = [str(path) for path in (REPOSITORY, Path.home()) if len(path.parts) > 1]
+    machine = "|".join(["ipykernel_", *(rf"{re.escape(folder)}(?![\w-])" for folder in folders)])
     for path in site.rglob("*"):
         if path.suffix not in (".html", ".js", ".svg", ".css", ".txt"): continue
-        text = path.read_text(encoding="utf-8")
-        assert not re.search("ipykernel_|" + "|".join(rf"{re.escape(folder)}(?![\w-])" for folder in folders), text), path.relative_to(site)
+        assert not re.search(machine, path.read_text(encoding="utf-8")), path.relative_to(site)
 
 
 def test_nothing_is_loaded_from_another_host(site, pages):
-    loaded = r'<(?:script|img|iframe|source|video|audio|embed|object|link)\b[^>]*?\b(?:src|srcset|href|data)="(?:https?:)?//[^"]*"'
-    assert {name: found for name, page in pages.items() if (found := re.findall(loaded, page))} == {}
-    for path in site.rglob("*.css"): assert not re.search(r"(?:url\(|@import )[\"']?(?:https?:)?//", path.read_text(encoding="utf-8")), path.name
+    tag = r"<(?:script|img|iframe|source|video|audio|embed|object|link)\b"
+    loads = tag + r'[^>]*?\b(?:src|srcset|href|data)="(?:https?:)?//[^"]*"'
+    for name, page in pages.items(): assert re.findall(loads, page) == [], name
+    for path in site.rglob("*.css"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"(?:url\(|@import )[\"']?(?:https?:)?//", text), path.name
 
 
 def test_links_between_pages_lead_somewhere(site, pages):
     for name, page in pages.items():
-        for link in re.findall(r'<a\b[^>]*?href="([^"#:?]+)["#?]', page): assert (site / name).parent.joinpath(link).exists(), f"{name}: {link}"
+        for link in re.findall(r'<a\b[^>]*?href="([^"#:?]+)["#?]', page):
+            assert (site / name).parent.joinpath(link).exists(), f"{name}: {link}"
 
 
 # Its parts
@@ -118,7 +158,8 @@ def test_directives(source, marks, rest): assert build.directives(source) == (ma
 
 
 @pytest.mark.parametrize("before, after", [
-    ("[map](nbs/index.ipynb)", "[map](nbs/index.ipynb)"), ("[notebooks](nbs/)", "[notebooks](nbs/index.ipynb)"), ("[tests](tests)", "tests"),
+    ("[map](nbs/index.ipynb)", "[map](nbs/index.ipynb)"), ("[notebooks](nbs/)", "[notebooks](nbs/index.ipynb)"),
+    ("[tests](tests)", "tests"), ("[core](nbs/lib/core.ipynb)", "[core](nbs/lib/core.ipynb)"),
     ("[paper](https://arxiv.org/abs/2508.21476)", "[paper](https://arxiv.org/abs/2508.21476)"),
     ("```\n[tests](tests)\n```", "```\n[tests](tests)\n```"),
     ("[settings](settings.ini)", "[settings](settings.ini)"), ("[below](#below)", "[below](#below)")])
@@ -126,6 +167,17 @@ def test_links_of_text_pages(before, after, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "SRC", tmp_path)
     assert build.with_files(before) == after
     assert (tmp_path / "settings.ini").exists() == ("settings" in before)
+
+
+def test_names_of_own_imported_and_foreign_things():
+    "Own and imported functions, and modules, lead to their entries; code and words do not."
+    text = "`Judge.load`, `LLM`, `no_such_name`, [`Judge`](x)\n```\n`Judge`\n```"
+    own, imported = "{py:obj}`Judge.load <creawrite.judge.Judge.load>`", "{py:obj}`LLM <creawrite.llm.LLM>`"
+    linked = text.replace("`Judge.load`", own).replace("`LLM`", imported)
+    assert build.link_symbols(text, "creawrite.judge") == linked
+    assert build.link_symbols(text, "creawrite.no_such_module") == text
+    words = "`creawrite.task`, `creawrite.judge.Judge`, `creawrite.tusk`, `creawrite`"
+    assert build.link_symbols(words, "") == "{py:mod}`creawrite.task`, {py:obj}" + words.partition(", ")[2]
 
 
 def test_api_entries_keep_docments():
@@ -146,8 +198,9 @@ class Row(BaseModel):
 
 def _private(): pass
 ''', "creawrite.data", index=False)
-    for part in ("```{py:function} score(texts: list[str], *, n: int=1) -> list[float]", ":async:", ":module: creawrite.data", ":no-index:",
-                 ":param texts: greetings", ":param n: of each", r":returns: in outputs/\<run>/", r"Scores of `<x>` and \<y>.",
+    for part in ("```{py:function} score(texts: list[str], *, n: int=1) -> list[float]", ":async:",
+                 ":module: creawrite.data", ":no-index:", ":param texts: greetings", ":param n: of each",
+                 r":returns: in outputs/\<run>/", r"Scores of `<x>` and \<y>.",
                  "````{py:class} Row(query: str, label: int = 0)", ":param query: 问题", ":param label: 0 or 1",
                  "```{py:method} load(path)", ":classmethod:"):
         assert part in text
@@ -160,7 +213,8 @@ def _private(): pass
 def chromium():
     "A headless browser."
     from playwright.sync_api import sync_playwright
-    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync"]
     with sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield running
@@ -182,18 +236,39 @@ def tab(chromium, site):
 @browser
 @pytest.mark.browser
 def test_no_page_overflows(tab, pages):
+    broken_images = "[...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"
+    page_fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
     for name in pages:
         tab.goto(f"{tab.address}/{name}")
-        assert tab.evaluate("[...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)") == [], name
+        assert tab.evaluate(broken_images) == [], name
         for width in (1280, 390):
             tab.set_viewport_size({"width": width, "height": 900})
-            assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), f"{name} at {width}"
+            assert tab.evaluate(page_fits), f"{name} at {width}"
+
+
+@browser
+@pytest.mark.browser
+def test_the_map_leads_to_a_stage_and_a_library(tab):
+    for name, heading in ((STAGES[0], "Data"), ("core", "Core")):
+        tab.goto(f"{tab.address}/nbs/index.html")
+        tab.locator("table").get_by_role("link", name=name, exact=True).click()
+        tab.locator("h1").filter(has_text=heading).wait_for(state="visible")
+
+
+@browser
+@pytest.mark.browser
+def test_a_wide_table_scrolls_in_its_own_box(tab):
+    tab.set_viewport_size({"width": 390, "height": 900})
+    tab.goto(f"{tab.address}/nbs/index.html")
+    box = tab.locator("table").first.locator("xpath=..")
+    assert box.evaluate("box => box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX == 'auto'")
 
 
 @browser
 @pytest.mark.browser
 @pytest.mark.parametrize("words, hits", [
-    ("祝福语", True), ("生日", True), ("祝", True), ("preference pairs", True), ("wilson", True), ("GRPO 祝福", True), ("鼯鼠滑翔", False)])
+    ("祝福语", True), ("生日", True), ("祝", True), ("preference pairs", True), ("wilson", True), ("GRPO 祝福", True),
+    ("鼯鼠滑翔", False)])
 def test_search(tab, words, hits):
     tab.goto(f"{tab.address}/search.html?q={quote(words)}")
     tab.wait_for_function("/^Search Results$/.test(document.querySelector('#search-results h2')?.innerText)")
@@ -228,10 +303,11 @@ def test_dark_mode(tab):
 
 @browser
 @pytest.mark.browser
-def test_folded_code_opens(tab):
-    tab.goto(f"{tab.address}/nbs/02_audit.html")
+@pytest.mark.parametrize("name, begins", [("02_audit", "def table_overlap"), ("lib/stats", "def wilson")])
+def test_folded_code_opens(tab, name, begins):
+    tab.goto(f"{tab.address}/nbs/{name}.html")
     code = tab.locator("details.hide pre").first
     assert not code.is_visible()
     tab.locator("details.hide summary").first.click()
     code.wait_for(state="visible")
-    assert "def wilson" in code.inner_text()
+    assert begins in code.inner_text()

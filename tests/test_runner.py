@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ENDPOINT, REPOSITORY, make_kit
 
-from creawrite import runs
+from creawrite import kernels, runner
+from creawrite.settings import KINDS, make_plan, parameters, read_patterns
 
 SECRETS = {"DEMO_TOKEN": "hush-hush-hush", "AUTHORIZATION": "Bearer very.private"}
 
@@ -25,7 +26,8 @@ def finished(tmp_path_factory):
     folder = make_kit(tmp_path_factory.mktemp("finished") / "kit")
     environment = {name: value for name, value in os.environ.items() if name not in ENDPOINT} | SECRETS
     environment["PATH"] = "/usr/bin:/bin"  # the virtual environment is not activated
-    done = subprocess.run([sys.executable, "-m", "creawrite.runs", "run"], cwd=folder, env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "creawrite.cli", "run"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -42,14 +44,14 @@ def done(finished, tmp_path, monkeypatch, no_endpoint) -> Path:
 def executed(monkeypatch) -> list:
     "The names of stages that would have been executed, without kernels."
     names = []
-    monkeypatch.setattr(runs, "execute", lambda plan, stage, descriptor, say: names.append(stage.name))
+    monkeypatch.setattr(runner, "execute", lambda plan, stage, descriptor, say: names.append(stage.name))
     return names
 
 
-def statuses(run="smoke"): return dict(zip(*[runs.status(run)[column] for column in ("stage", "status")]))
+def statuses(run="smoke"): return dict(zip(*[runner.table_status(run)[column] for column in ("stage", "status")]))
 
 
-def why(stage, run="smoke"): return runs.status(run).set_index("stage").why[stage]
+def why(stage, run="smoke"): return runner.table_status(run).set_index("stage").why[stage]
 
 
 def edit(path: Path, old: str, new: str):
@@ -87,7 +89,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("arguments, sentence", REFUSED, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize("arguments, sentence", REFUSED, ids=[" ".join(arguments) for arguments, _ in REFUSED])
 def test_usage_errors_are_one_sentence_and_exit_2(kit, creawrite, arguments, sentence):
     code, out, err = creawrite(*arguments)
     assert code == 2
@@ -99,8 +101,10 @@ def test_usage_errors_are_one_sentence_and_exit_2(kit, creawrite, arguments, sen
 SETTINGS = [
     ("[smoke]\nsead = 1\n", "settings.ini [smoke]: no stage has a parameter 'sead'; the nearest is 'seed'"),
     ("[smoke]\n[smoke.double]\nseed = 1\n", "settings.ini [smoke.double]: stage double has no parameter 'seed'"),
-    ("[smoke]\n[smoke.dubble]\nfactor = 1\n", "settings.ini [smoke.dubble]: no stage 'dubble' in nbs; the nearest is 'double'"),
-    ("[smoke]\n[smoke.double]\nfactor = many\n", "settings.ini [smoke.double]: factor = 'many' is not a number (float)"),
+    ("[smoke]\n[smoke.dubble]\nfactor = 1\n",
+     "settings.ini [smoke.dubble]: no stage 'dubble' in nbs; the nearest is 'double'"),
+    ("[smoke]\n[smoke.double]\nfactor = many\n",
+     "settings.ini [smoke.double]: factor = 'many' is not a number (float)"),
     ("[smoke]\nFactor = 1\n", "no stage has a parameter 'Factor'; the nearest is 'factor'"),
     ("[smoke]\noffline = perhaps\n", "settings.ini [smoke]: offline = 'perhaps' is not true or false"),
     ("[smoke]\nseed = 1\nseed = 2\n", "settings.ini cannot be read:"),
@@ -119,10 +123,10 @@ def test_settings_errors(kit, creawrite, text, sentence):
     assert (code, err.count("\n")) == (2, 1) and sentence in err
 
 
-FORMS = ["sk-proj-0123456789", "Bearer abcdef", "hf_abcdefghijklmnopqrst", "0123456789abcdef0123456789abcdef", "q7Zp2LmX9vK4tR8wB3nY6cD1",
-         "my-own-word"]
-ORDINARY = ["Qwen/Qwen2.5-7B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "f7a4813cc8bedf99b21a7bb15134a2231e7e4945", "data/of 2025-01-01",
-            "祝福语"]
+FORMS = ["sk-proj-0123456789", "Bearer abcdef", "hf_abcdefghijklmnopqrst", "0123456789abcdef0123456789abcdef",
+         "q7Zp2LmX9vK4tR8wB3nY6cD1", "my-own-word"]
+ORDINARY = ["Qwen/Qwen2.5-7B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+            "f7a4813cc8bedf99b21a7bb15134a2231e7e4945", "data/of 2025-01-01", "祝福语"]
 
 
 @pytest.mark.parametrize("value", FORMS)
@@ -134,7 +138,7 @@ def test_secrets_are_refused_and_not_repeated(kit, creawrite, monkeypatch, value
 
 @pytest.mark.parametrize("value", ORDINARY)
 def test_ordinary_values_are_no_secrets(kit, value):
-    assert runs.make_plan("smoke", overrides=[f"source={value}"]).given["data"]["source"] == value
+    assert make_plan("smoke", overrides=[f"source={value}"]).given["data"]["source"] == value
 
 
 def test_an_endpoint_without_a_key_is_told_before_anything_runs(kit, creawrite, monkeypatch):
@@ -145,7 +149,10 @@ def test_an_endpoint_without_a_key_is_told_before_anything_runs(kit, creawrite, 
 
 @pytest.mark.parametrize("damage, sentence", [
     (lambda path: path.write_text("{"), "01_data.ipynb is not a notebook"),
-    (lambda path: edit(path, "seed: int = 1", "seed: int = 2 ** 3"), "01_data.ipynb: the default of parameter 'seed' must be a plain value"),
+    (lambda path: edit(path, "seed: int = 1", "seed: int = 2 ** 3"),
+     "01_data.ipynb: the default of parameter 'seed' must be a plain value"),
+    (lambda path: edit(path, "\"reads\"", "\"raeds\""), "01_data.ipynb has no cell tagged reads"),
+    (lambda path: edit(path, "reads = [", "reads = ['double/out.json', "), "which no earlier stage writes"),
     (lambda path: edit(path, "print(", "print(("), "01_data.ipynb: not Python"),
 ])
 def test_a_broken_notebook(kit, creawrite, damage, sentence):
@@ -175,15 +182,16 @@ def test_a_run_keeps_its_profile(done, creawrite):
 # ---- settings
 
 def test_later_settings_beat_earlier_ones(kit):
-    assert runs.make_plan("smoke").given == {"data": {"seed": 7}, "double": {"factor": 3.0}, "report": {}}
-    plan = runs.make_plan("smoke", "mine", ["data.seed=3", "seed=2", "strict=yes", 'kinds=["b", "c"]'])
+    assert make_plan("smoke").given == {"data": {"seed": 7}, "double": {"factor": 3.0}, "report": {}}
+    plan = make_plan("smoke", "mine", ["data.seed=3", "seed=2", "strict=yes", 'kinds=["b", "c"]'])
     assert plan.given["data"] == {"seed": 3, "strict": True, "kinds": ["b", "c"]} and plan.run == "mine"
-    assert runs.make_plan("other").given == {"data": {}, "double": {}, "report": {}}
+    assert make_plan("other").given == {"data": {}, "double": {}, "report": {}}
 
 
 def test_kernels_go_offline_only_when_the_profile_says_so(kit):
-    assert runs.environment(runs.make_plan("smoke"))["HF_HUB_OFFLINE"] == "1"
-    assert "HF_HUB_OFFLINE" not in runs.environment(runs.make_plan("other"))
+    for profile, offline in (("smoke", "1"), ("other", None)):
+        plan = make_plan(profile)
+        assert kernels.kernel_environment(plan, plan.stages[0]).get("HF_HUB_OFFLINE") == offline
 
 
 # ---- a whole run
@@ -205,13 +213,15 @@ def test_the_kernel_is_this_python(finished):
 
 def test_no_secret_and_no_machine_in_what_is_kept(finished):
     folder, printed = finished
-    kept = {path: path.read_text(encoding="utf-8") for path in (folder / "outputs").rglob("*") if path.is_file()} | {"terminal": printed}
+    files = [path for path in (folder / "outputs").rglob("*") if path.is_file()]
+    kept = {path: path.read_text(encoding="utf-8") for path in files} | {"terminal": printed}
     report = kept[folder / "outputs/smoke/03_report.ipynb"]
     assert report.count("*** *** ") == 2 and "./outputs 1" in report and "*** *** ./outputs 1" in printed
     for place, text in kept.items():
         for word in ["hush-hush-hush", "very.private", "sk-abcdefgh", str(folder)]: assert word not in text, place
     record = (folder / "outputs/smoke/run.json").read_text(encoding="utf-8")
-    assert not re.search(r'"[/~]', record) and not re.search(rf"\b({re.escape(socket.gethostname())}|{re.escape(getpass.getuser())})\b", record)
+    names = "|".join(map(re.escape, (socket.gethostname(), getpass.getuser())))
+    assert not re.search(r'"[/~]', record) and not re.search(rf"\b({names})\b", record)
     assert not list(folder.glob("outputs/**/*.part*"))
 
 
@@ -220,9 +230,11 @@ def test_the_record(finished):
     assert record["seeds"] == {"data": 7} and record["git"] is None and record["hardware"]["cores"] >= 1
     assert {"torch", "transformers", "trl", "papermill", "creawrite"} <= set(record["packages"])
     data, double, report = record["stages"].values()
-    assert data["parameters"] == {"source": "sample", "seed": 7, "kinds": ["a"], "strict": False} and double["parameters"] == {"factor": 3.0}
-    assert list(data["inputs"]) == ["data/sample/", "data/manifest.json"] and list(report["inputs"]) == ["data", "double"]
-    assert "offline" in report["engine"] and all(stage["seconds"] > 0 and len(stage["fingerprint"]) == 64 for stage in record["stages"].values())
+    assert data["parameters"] == {"source": "sample", "seed": 7, "kinds": ["a"], "strict": False}
+    assert double["parameters"] == {"factor": 3.0}
+    assert list(data["inputs"]) == ["./data/{source}/"] and list(report["inputs"]) == ["double/out.json"]
+    assert "offline" in report["engine"]
+    for stage in record["stages"].values(): assert stage["seconds"] > 0 and len(stage["fingerprint"]) == 64
 
 
 # ---- skipping
@@ -233,21 +245,33 @@ def test_an_unchanged_run_is_skipped_anywhere(done, creawrite, executed):
     assert set(statuses().values()) == {"done"}
 
 
-CHANGES = {
-    "notebook": (lambda kit: edit(kit / "nbs/02_double.ipynb", "write_json(stage", "write_json( stage"), {"double"}, "notebook"),
-    "prose": (lambda kit: edit(kit / "nbs/02_double.ipynb", "## Run", "## Runs"), set(), ""),
-    "module": (lambda kit: edit(kit / "creawrite/helper.py", "times(value", "times(1 * value"), {"double"}, "code"),
-    "module of a module": (lambda kit: edit(kit / "creawrite/times.py", "a * b", "b * a"), {"double"}, "code"),
-    "comment": (lambda kit: edit(kit / "creawrite/times.py", "# a comment", "# another"), set(), ""),
-    "runner": (lambda kit: edit(kit / "creawrite/runs.py", "minutes, rest = divmod(", "minutes, rest = divmod(0 + "), set(), ""),
-    "shared": (lambda kit: edit(kit / "creawrite/runs.py", "indent=2", "indent=1"), {"data", "double", "report"}, "code"),
-    "not imported": (lambda kit: (kit / "creawrite/llm.py").write_text("engine_name = str"), set(), ""),
-    "default": (lambda kit: edit(kit / "nbs/02_double.ipynb", "factor: float = 2", "factor: float = 4"), {"double"}, "notebook"),
-    "settings": (lambda kit: edit(kit / "settings.ini", "factor = 3", "factor = 4"), {"double"}, "parameters factor"),
-    "input": (lambda kit: (kit / "data/sample/numbers.txt").write_text("1\n3\n"), {"data"}, "inputs data/sample/"),
-    "new input": (lambda kit: (kit / "data/sample/more.txt").write_text("1\n"), {"data"}, "inputs data/sample/"),
+def changed(place: str, old: str, new: str):
+    "An edit of one file of a kit."
+    return lambda kit: edit(kit / place, old, new)
+
+
+CHANGES = {  # what is done to a finished kit, the stages that are stale then, and why
+    "notebook": (changed("nbs/02_double.ipynb", "write_json(stage", "write_json( stage"), {"double"}, "notebook"),
+    "prose": (changed("nbs/02_double.ipynb", "## Run", "## Runs"), set(), ""),
+    "module": (changed("creawrite/helper.py", "times(value", "times(1 * value"), {"double"}, "code of helper"),
+    "module of a module": (changed("creawrite/times.py", "a * b", "b * a"), {"double"}, "code of times"),
+    "comment": (changed("creawrite/times.py", "# a comment", "# another"), set(), ""),
+    "figure": (changed("creawrite/helper.py", "'red'", "'blue'"), set(), ""),
+    "runner": (changed("creawrite/runner.py", "json.loads(path.read_text())", "dict(json.loads(path.read_text()))"),
+               set(), ""),
+    "command line": (changed("creawrite/cli.py", "widths =", "sizes = widths ="), set(), ""),
+    "message": (changed("creawrite/core.py", "is missing: run the stage", "is not there: run the stage"), set(), ""),
+    "shared": (changed("creawrite/core.py", "indent=2", "indent=1"), {"data", "double"}, "code of core"),
+    "used by all": (changed("creawrite/core.py", "mkdir(parents=True", "mkdir(0o755, parents=True"),
+                    {"data", "double", "report"}, "code of core"),
+    "not reached": (changed("creawrite/messages.py", "<material>", "<text>"), set(), ""),
+    "default": (changed("nbs/02_double.ipynb", "factor: float = 2", "factor: float = 4"), {"double"}, "notebook"),
+    "settings": (changed("settings.ini", "factor = 3", "factor = 4"), {"double"}, "parameters factor"),
+    "input": (lambda kit: (kit / "data/sample/numbers.txt").write_text("1\n3\n"), {"data"}, "inputs ./data/{source}/"),
+    "new input": (lambda kit: (kit / "data/sample/more.txt").write_text("1\n"), {"data"}, "inputs ./data/{source}/"),
+    "unread output": (lambda kit: (kit / "outputs/smoke/data/more.txt").write_text("1\n"), {"data"}, "outputs"),
     "deleted output": (lambda kit: (kit / "outputs/smoke/double/out.json").unlink(), {"double", "report"}, "outputs"),
-    "changed output": (lambda kit: (kit / "outputs/smoke/double/out.json").write_text("31\n"), {"double", "report"}, "outputs"),
+    "changed output": (changed("outputs/smoke/double/out.json", "30", "31"), {"double", "report"}, "outputs"),
     "executed copy": (lambda kit: (kit / "outputs/smoke/02_double.ipynb").unlink(), {"double"}, "executed notebook"),
     "ledger": (lambda kit: (kit / "outputs/smoke/double/ledger.sqlite").write_text("x"), set(), ""),
     "leftover": (lambda kit: (kit / "outputs/smoke/double/.out.json.7.part").write_text("x"), set(), ""),
@@ -271,8 +295,9 @@ def test_another_engine_makes_a_stage_stale(done, monkeypatch):
 
 
 def test_only_from_and_force(done, creawrite, executed):
-    for arguments, expected in [("--only double", ""), ("--only double --force", "double"), ("--from double", "double report"),
-                                ("--from 02_double", "double report"), ("--force", "data double report"), ("-p factor=4", "double")]:
+    for arguments, expected in [("--only double", ""), ("--only double --force", "double"),
+                                ("--from double", "double report"), ("--from 02_double", "double report"),
+                                ("--force", "data double report"), ("-p factor=4", "double")]:
         executed.clear()
         code, out, _ = creawrite("run", *arguments.split())
         assert code == 0 and executed == expected.split(), arguments
@@ -280,13 +305,14 @@ def test_only_from_and_force(done, creawrite, executed):
 
 
 def test_the_stages_a_run_has_ahead(done):
-    plan, hashes = runs.make_plan("smoke", overrides=["seed=8"]), runs.Hashes(done / "hashes.json")
-    assert runs.ahead(plan, runs.read_record("smoke"), hashes) == ["data", "double", "report"]
+    plan, hashes = make_plan("smoke", overrides=["seed=8"]), runner.Hashes(done / "hashes.json")
+    assert runner.ahead(plan, runner.read_record("smoke"), hashes, plan.stages) == ["data", "double", "report"]
 
 
 def test_status_remembers_the_options_of_the_run(done, creawrite, executed):
     creawrite("run", "-p", "factor=4")
-    assert statuses()["double"] == "done" and runs.read_record("smoke")["stages"]["double"]["parameters"] == {"factor": 4.0}
+    assert statuses()["double"] == "done"
+    assert runner.read_record("smoke")["stages"]["double"]["parameters"] == {"factor": 4.0}
     assert "factor=4" not in (done / "outputs/smoke/run.json").read_text()
 
 
@@ -318,13 +344,93 @@ def test_other_failures(done, creawrite, cause, sentence):
     assert statuses()["report"] == "failed" and (done / "outputs/smoke/03_report.ipynb").is_file()
 
 
+# ---- reads are declared
+
+@pytest.mark.parametrize("statement, sentence", [
+    ('(root() / "outputs" / run / "data/sum.json").read_text()',
+     "stage report reads outputs/smoke/data/sum.json and does not declare it"),
+    ('(root() / "data/sample/numbers.txt").open()',
+     "stage report reads data/sample/numbers.txt and does not declare it"),
+    ('(root() / "outputs" / run / "double/more.json").write_text("1")',
+     "stage report writes outputs/smoke/double/more.json"),
+])
+def test_an_undeclared_read_is_an_error_that_names_file_and_stage(done, creawrite, statement, sentence):
+    edit(done / "nbs/03_report.ipynb", 'time.sleep(wait)', f"time.sleep(wait)\\n{json.dumps(statement)[1:-1]}")
+    code, _, err = creawrite("run")
+    assert code == 1 and sentence in err and "Traceback" not in err
+    assert statuses()["report"] == "failed"
+
+
+def test_a_declared_read_is_none(done, creawrite):
+    more = r'total = read_json(stage_dir(run, \"data\") / \"sum.json\")'
+    edit(done / "nbs/03_report.ipynb", "time.sleep(wait)", more)
+    edit(done / "nbs/03_report.ipynb", 'reads = [', 'reads = [\\"data/*.json\\", ')
+    code, _, err = creawrite("run")
+    assert code == 0, err
+
+
+# ---- kept on record
+
+def test_keep_accepts_a_stale_stage_on_record(done, creawrite):
+    edit(done / "creawrite/times.py", "a * b", "b * a")
+    code, out, _ = creawrite("keep", "smoke", "double", "--why", "multiplication commutes")
+    assert code == 0 and "although it changed: code of times" in out and statuses()["double"] == "done"
+    assert "multiplication commutes" in why("double")
+    entry = runner.read_record("smoke")["stages"]["double"]
+    [note] = entry["kept"]
+    assert (note["why"], note["changed"]) == ("multiplication commutes", "changed: code of times")
+    assert json.loads((done / "outputs/smoke/double/kept.json").read_text()) == entry["kept"]
+    edit(done / "creawrite/times.py", "b * a", "1 * b * a")
+    assert statuses()["double"] == "stale"
+    code, _, _ = creawrite("run", "--only", "double")
+    assert code == 0 and "kept" not in runner.read_record("smoke")["stages"]["double"]
+    assert not (done / "outputs/smoke/double/kept.json").exists()
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["smoke", "double", "--why", "x"], "stage double of run smoke is done: only a stale one"),
+    (["smoke", "double", "--why", " "], "--why is empty"), (["smok", "double", "--why", "x"], "the nearest is 'smoke'"),
+    (["smoke", "dubble", "--why", "x"], "the nearest is 'double'")])
+def test_keep_refuses(done, creawrite, arguments, sentence):
+    code, _, err = creawrite("keep", *arguments)
+    assert code == 2 and sentence in err
+
+
+# ---- runs made before
+
+def test_a_run_of_an_earlier_kit_is_understood_and_renumbered(done, creawrite):
+    place, record = done / "outputs/smoke", runner.read_record("smoke")
+    (place / "02_double.ipynb").rename(place / "05_double.ipynb")
+    double = record["stages"]["double"]
+    record["stages"]["double"] = {**double, "code": "abc", "notebook": "def", "inputs": {"data": "x"}}
+    (place / "run.json").write_text(json.dumps(record))
+    assert statuses() == {"data": "done", "double": "stale", "report": "done"} and "earlier version" in why("double")
+    code, _, err = creawrite("run")
+    assert code == 0, err
+    copies = sorted(path.name for path in place.glob("*.ipynb"))
+    assert copies == ["01_data.ipynb", "02_double.ipynb", "03_report.ipynb"]
+
+
+def test_force_redoes_what_a_stage_has_cached(done, creawrite):
+    cached = done / "outputs/smoke/double/cache.json"
+    cached.write_text("1")
+    code, _, _ = creawrite("run", "--only", "double", "--force")
+    assert code == 0 and not cached.exists() and statuses()["double"] == "done"
+
+
+def test_a_forced_stage_that_fails_at_once_keeps_what_it_had(done, creawrite):
+    edit(done / "nbs/02_double.ipynb", "scale(read_json", "1 / 0, scale(read_json")
+    code, _, _ = creawrite("run", "--only", "double", "--force")
+    assert code == 1 and json.loads((done / "outputs/smoke/double/out.json").read_text()) == 30
+
+
 # ---- killed
 
 def begin(kit: Path, *arguments: str):
     "A runner in a process of its own, once its last stage is at work; and the process number of its kernel."
     log = kit / "outputs/smoke/report/log.txt"
     log.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "creawrite.runs", "run", "-p", "wait=3", *arguments]
+    command = [sys.executable, "-m", "creawrite.cli", "run", "-p", "wait=3", *arguments]
     runner = subprocess.Popen(command, cwd=kit, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not log.is_file() or not log.read_text().endswith("\n"):
         assert runner.poll() is None, runner.stderr.read()
@@ -336,7 +442,8 @@ def gone(pid: int) -> bool:
     "Whether a process ends within ten seconds; a dead one that nobody has waited for counts as ended."
     for _ in range(100):
         stat = Path(f"/proc/{pid}/stat")
-        if not runs.alive(str(pid)) or (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z"): return True
+        zombie = stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z"
+        if zombie or not runner.alive(str(pid)): return True
         time.sleep(0.1)
     return False
 
@@ -373,8 +480,9 @@ def test_every_notebook_has_one_parameters_cell_and_no_outputs(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     assert len(tagged) == 1
-    declared = runs.parameters(tagged[0], path.name)
-    assert declared["run"].kind == "str" and all(parameter.kind.partition("[")[0] in runs.KINDS for parameter in declared.values())
+    declared = parameters(tagged[0], path.name)
+    assert declared["run"].kind == "str"
+    assert all(parameter.kind.partition("[")[0] in KINDS for parameter in declared.values())
     assert len(tagged[0].splitlines()) > 1, "IPython reads a lone `run: str = ...` as its magic %run"
     for cell in cells: assert not cell.get("outputs") and not cell.get("execution_count")
 
@@ -382,13 +490,14 @@ def test_every_notebook_has_one_parameters_cell_and_no_outputs(path):
 @pytest.mark.parametrize("profile", ["smoke", "cpu", "gpu", "paper"])
 def test_every_profile_fits_the_notebooks(profile, monkeypatch):
     monkeypatch.setenv("CREAWRITE_ROOT", str(REPOSITORY))
-    plan = runs.make_plan(profile)
+    plan = make_plan(profile)
     for stage in plan.stages:
-        for name in runs.READS.get(stage.name, []): assert "/" in name or name in plan.given, f"{stage.name} reads {name}"
+        assert stage.reads and read_patterns(plan, stage), stage.name
 
 
 def test_the_command_starts_quickly():
     began = time.monotonic()
-    code = "import sys, creawrite.runs; print(*{'torch', 'papermill', 'transformers', 'matplotlib'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY).stdout.split() == []
+    code = "import sys, creawrite.cli; print(*{'torch', 'papermill', 'transformers', 'matplotlib'} & set(sys.modules))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert told.returncode == 0 and told.stdout.split() == []
     assert time.monotonic() - began < 10
