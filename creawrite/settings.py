@@ -255,7 +255,7 @@ def make_plan(
     run_dir(plan.run)
     return plan
 
-# %% ../nbs/lib/settings.ipynb #75e6258d
+# %% ../nbs/lib/settings.ipynb #9e3c4760
 OUR_DATA = ("sample", "released")
 
 
@@ -263,15 +263,16 @@ def read_pattern(
     entry: str,  # of a reads cell
     values: dict,  # parameters in force
     run: str,
-) -> str:  # absolute path or glob
+) -> str:  # absolute path or glob; "" where the parameter in it is empty
     "Where a declared read lies. Raises KitError for a parameter that the stage does not have."
     source = values.get("source")
+    if any(f"{{{name}}}" in entry and value == "" for name, value in values.items()): return ""
     if entry.startswith("./data/{source}") and source not in OUR_DATA:
         return glob.escape(str(root() / Path(source).expanduser()))
     try: entry = entry.format_map({name: glob.escape(str(value)) for name, value in values.items()})
     except KeyError as error: raise KitError(f"reads {entry!r}: the stage has no parameter {error}") from None
     base = root() if entry.startswith("./") else run_dir(run)
-    return f"{glob.escape(str(base))}/{entry.removeprefix('./').rstrip('/')}"
+    return str(Path(glob.escape(str(base))) / Path(entry.removeprefix("./")).expanduser())
 
 
 def read_patterns(
@@ -279,4 +280,5 @@ def read_patterns(
     stage: Stage,
 ) -> dict[str, str]:  # entry -> absolute path or glob
     "What a stage declares to read, with its place."
-    return {entry: read_pattern(entry, plan.values(stage), plan.run) for entry in stage.reads}
+    found = {entry: read_pattern(entry, plan.values(stage), plan.run) for entry in stage.reads}
+    return {entry: pattern for entry, pattern in found.items() if pattern}

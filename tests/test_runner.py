@@ -313,7 +313,7 @@ def test_status_remembers_the_options_of_the_run(done, creawrite, executed):
     creawrite("run", "-p", "factor=4")
     assert statuses()["double"] == "done"
     assert runner.read_record("smoke")["stages"]["double"]["parameters"] == {"factor": 4.0}
-    assert "factor=4" not in (done / "outputs/smoke/run.json").read_text()
+    assert runner.read_record("smoke")["options"] == ["factor=4"]
 
 
 # ---- failing and resuming
@@ -394,6 +394,65 @@ def test_keep_accepts_a_stale_stage_on_record(done, creawrite):
 def test_keep_refuses(done, creawrite, arguments, sentence):
     code, _, err = creawrite("keep", *arguments)
     assert code == 2 and sentence in err
+
+
+# ---- a run stands on what it was made with
+
+def test_a_forgotten_option_does_not_replace_own_data(done, creawrite):
+    (done / "own").mkdir()
+    (done / "own/numbers.txt").write_text("10\n")
+    code, out, err = creawrite("run", "--run", "mine", "-p", f"data.source={done / 'own'}")
+    assert code == 0 and "run mine, profile smoke, data.source=own" in out and "sum: 17" in out, err
+    code, out, _ = creawrite("run", "--run", "mine", "--only", "data")
+    assert code == 0 and "unchanged, skipped" in out
+    record = runner.read_record("mine")
+    assert record["options"] == ["data.source=own"] and record["stages"]["data"]["parameters"]["source"] == "own"
+
+
+def test_another_data_source_is_refused_unless_told(done, creawrite):
+    (done / "own").mkdir()
+    (done / "own/numbers.txt").write_text("10\n")
+    code, _, err = creawrite("run", "-p", f"source={done / 'own'}")
+    assert code == 2 and "data's source 'sample', and this command says 'own'" in err and "--change" in err
+    assert json.loads((done / "outputs/smoke/data/sum.json").read_text()) == 10 and set(statuses().values()) == {"done"}
+    code, _, _ = creawrite("run", "-p", f"source={done / 'own'}", "--change")
+    assert code == 0 and json.loads((done / "outputs/smoke/data/sum.json").read_text()) == 17
+
+
+def test_another_engine_is_refused_unless_told(done, creawrite, monkeypatch, executed):
+    monkeypatch.setenv("CREAWRITE_MODEL", "some-model")
+    monkeypatch.setenv("OPENAI_API_KEY", "a-private-key")
+    code, _, err = creawrite("run")
+    assert code == 2 and "report's engine" in err and "some-model @ api.openai.com" in err and executed == []
+    assert creawrite("run", "--change")[0] == 0 and executed == ["report"]
+
+
+def test_a_run_keeps_its_profile_without_being_told(done, creawrite):
+    creawrite("run", "--profile", "other", "--run", "mine", "-p", "seed=3")
+    code, out, _ = creawrite("run", "--run", "mine", "-p", "factor=4")
+    assert code == 0 and "run mine, profile other, seed=3, factor=4" in out
+    assert runner.read_record("mine")["stages"]["data"]["parameters"]["seed"] == 3
+
+
+def test_a_passing_mode_is_not_inherited(kit):
+    (kit / "outputs/mine").mkdir()
+    (kit / "outputs/mine/run.json").write_text(json.dumps({"profile": "smoke", "stages": {}}))
+    (kit / "outputs/mine/.options.json").write_text('["report.mode=live", "seed=4"]')
+    assert runner.plan_run("mine").overrides == ["seed=4"]
+
+
+def test_an_endpoint_that_is_not_asked_is_told(kit, creawrite, monkeypatch, executed):
+    edit(kit / "settings.ini", "seed = 7", "seed = 7\nengine = offline")
+    monkeypatch.setenv("CREAWRITE_MODEL", "some-model")
+    monkeypatch.setenv("OPENAI_API_KEY", "a-private-key")
+    code, out, _ = creawrite("run")
+    assert code == 0 and "some-model @ api.openai.com, named in the environment, is not asked" in out
+
+
+@pytest.mark.parametrize("text", ["calls=3", "requests", "requests=many", "tokens=-1", "requests=3;tokens=4"])
+def test_a_budget_that_is_none(kit, creawrite, text):
+    code, _, err = creawrite("run", "--budget", text)
+    assert code == 2 and err.startswith(f"error: --budget {text}:") and "write requests=N" in err
 
 
 # ---- runs made before
