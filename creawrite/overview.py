@@ -47,13 +47,13 @@ def map_arrows() -> list[tuple[str, str, float]]:  # from, to, bend
     back = [("04\noptimizer", role, -0.32) for role in ("04\ngenerator", "04\ndetector")]
     return straight + back + [("05\nbase", "07\nGRPO", -0.2)]
 
-# %% ../nbs/lib/overview.ipynb #f5a09398
+# %% ../nbs/lib/overview.ipynb #532c6348
 def draw_box(axis, text, x, y, kind):
     "A stage, or a role in it."
     from matplotlib.patches import FancyBboxPatch
     face, line = kind
-    axis.text(x, y, text, ha="center", va="center", fontsize=11, zorder=3)
-    shape = FancyBboxPatch((x - 0.42, y - 0.32), 0.84, 0.64, "round,pad=0.07", fc=face, ec="0.15", ls=line, zorder=2)
+    axis.text(x, y, text, ha="center", va="center", fontsize=9.5, zorder=3)
+    shape = FancyBboxPatch((x - 0.45, y - 0.32), 0.9, 0.64, "round,pad=0.07", fc=face, ec="0.15", ls=line, zorder=2)
     return axis.add_patch(shape)
 
 

@@ -29,7 +29,7 @@ from .fingerprint import decisive_parts, notebook_digests, parts_digest, place_d
 from .kernels import clean, execute, executed_copies
 from .settings import Plan, Stage, find_stage, make_plan, read_patterns
 
-# %% ../nbs/lib/runner.ipynb #4cf3ca60
+# %% ../nbs/lib/runner.ipynb #f988fb81
 class Hashes:
     "SHA-256 of files, remembered in a hidden file of the run."
 
@@ -52,9 +52,9 @@ class Hashes:
         return place_digest(place, self.file)
 
     def pattern(self, pattern: str) -> str:
-        "Of all that a pattern stands for, with names; empty when there is nothing."
-        found = [(path, self.place(path)) for path in places(pattern)]
-        return digest(*(f"{os.path.relpath(path, root())} {content}" for path, content in found)) if found else ""
+        "Of all that a pattern stands for, with names as the pattern sees them; empty when there is nothing."
+        base, found = Path(pattern.partition("*")[0]).parent, [(path, self.place(path)) for path in places(pattern)]
+        return digest(*(f"{os.path.relpath(path, base)} {content}" for path, content in found)) if found else ""
 
     def save(self):
         if self.path.parent.is_dir(): write_json(self.path, self.known)
