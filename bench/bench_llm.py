@@ -1,7 +1,7 @@
 """The client beside upstream's pattern (100 threads, one requests.post per call), re-implemented plainly, in one run.
 
-Both ask the same server, a process of its own. Prints calls per second, CPU per call, replay speed and memory, as
-ratios. No threshold: machines differ.
+Both ask the same server, a process of its own. Prints calls per second, CPU per call, the time that random faults and
+overload cost, replay speed and memory, as ratios. No threshold: machines differ.
 """
 import asyncio
 import json
@@ -53,6 +53,22 @@ def ours(folder, url, n, mode="auto", in_flight=64):
     assert all(asyncio.run(gather(questions(llm, n))))
 
 
+def faults(folder):
+    "How much longer it takes when a share of all tries fails at random, and when the server is asked too much."
+    n, latency, in_flight = 640, 1.0, 64
+    ideal = n * latency / in_flight
+    print(f"{n} questions, {latency:g} s latency, {in_flight} in flight; the ideal is {ideal:.1f} s")
+    mixed = ["500", "503", "reset", "truncated"]
+    servers = {f"{rate:4.0%} of tries fail": dict(rate=rate, kinds=mixed) for rate in (0, 0.01, 0.05, 0.3)}
+    servers |= {"answers 48 at once, else 429": dict(most=48), "429 for 1 % of tries": dict(rate=0.01, kinds=["429"])}
+    for number, (label, options) in enumerate(servers.items()):
+        (folder / f"faults-{number}").mkdir()
+        with Served(latency=latency, spread=False, **options) as server:
+            clock, _ = measured(lambda: ours(folder / f"faults-{number}", server.url, n))
+            tries = server.told()["tries"]
+        print(f"  {label:28s} {clock:6.1f} s  {clock / ideal:5.2f} x the ideal, {tries / n:.2f} tries per question")
+
+
 def record(folder, n):
     "n answers in a ledger, without a server."
     llm = LLM(Ledger(folder / "ledger.sqlite"), "m @ bench", None, "m")
@@ -81,6 +97,8 @@ with tempfile.TemporaryDirectory() as name:
         slow, _ = measured(lambda: ours(folder / "slow", server.url, 2000))
     ideal = 2000 * 0.1 / 64
     print(f"2,000 requests, 100 ms latency, 64 in flight: {slow:.2f} s, {slow / ideal:.2f} x the ideal {ideal:.2f} s")
+
+    faults(folder)
 
     with Served() as server:
         theirs = measured(lambda: threads(server.url, 2000))
