@@ -219,7 +219,7 @@ def labelled(
         rows.append(EvaluationRow(id=f"{pair.id}-rejected", query=pair.query, response=pair.rejected, label=0))
     return rows
 
-# %% ../nbs/04_adversarial.ipynb #ca81b605
+# %% ../nbs/04_adversarial.ipynb #2e42ff6b
 class Parts(NamedTuple):
     "The labelled rows of a run, apart."
     teaching: list[EvaluationRow]
@@ -239,12 +239,15 @@ def split_pairs(
     random.Random(seed).shuffle(groups)
     room = {name: min(n // 2, len(pairs) // 4) for name, n in (("validation", n_validation), ("test", n_test))}
     for group in groups:
-        fits = (name for name in room if len(parts[name]) + len(group) <= room[name])
-        parts[next(fits, "teaching")] += group
+        fits = (name for name in room if sum(map(len, parts[name])) + len(group) <= room[name])
+        parts[next(fits, "teaching")].append(group)
+    if not parts["test"] and len(parts["validation"]) > 1: parts["test"].append(parts["validation"].pop())
     if not all(parts.values()):
-        raise KitError(f"{len(pairs)} training pairs in {len(groups)} groups are too few to split for the adversarial "
-                       "game: give data/pairs_train.jsonl more queries")
-    rows = {name: labelled(part) for name, part in parts.items()}
+        fit = sum(len(group) <= max(1, *room.values()) for group in groups)
+        raise KitError(f"{len(pairs)} training pairs in {len(groups)} unlike groups are too few for this stage's game: "
+                       f"add {max(4 - len(pairs), 2 - fit, 1)} with other queries and texts to pairs_train.jsonl, and "
+                       "keep adversarial.n_validation and n_test above 1")
+    rows = {name: labelled([pair for group in part for pair in group]) for name, part in parts.items()}
     return Parts(rows["teaching"], rows["validation"], Sealed(rows["test"]), len(groups))
 
 # %% ../nbs/04_adversarial.ipynb #b6f990d1

@@ -9,9 +9,9 @@ status` is quick. `python -m creawrite.cli` is the same. An error is one line on
 # %% auto #0
 __all__ = ['kit_app', 'data_app', 'ledger_app', 'DataFiles', 'Run', 'LedgerFile', 'run_command', 'checked_budget', 'show_columns',
            'status_command', 'keep_command', 'compare_command', 'audit_command', 'fetch_command', 'stats_command',
-           'export_command', 'import_command', 'check_command', 'main']
+           'export_command', 'import_command', 'check_command', 'error_told', 'main']
 
-# %% ../nbs/lib/cli.ipynb #e902c5d0
+# %% ../nbs/lib/cli.ipynb #e89d43b1
 import os, sys
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +19,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 
-from .core import KitError, UsageError, run_dir
+from .core import FULL, KitError, UsageError, refused_write, run_dir, system_error, use_utf8
 from .kernels import Stop
 from .runner import keep_results, plan_run, run_stages, shown_option, table_status
 from .settings import defaults
@@ -110,21 +110,22 @@ def compare_command(
     from creawrite.compare import compare_runs
     print(compare_runs(first, second))
 
-# %% ../nbs/lib/cli.ipynb #eb709b2f
+# %% ../nbs/lib/cli.ipynb #db194e68
 DataFiles = Annotated[list[Path], typer.Argument(
-    metavar="FILE...", help="CSV, TSV, JSON Lines, JSON or Parquet: text,label or query,response,label or "
-                            "query,chosen,rejected")]
+    metavar="FILE...", help="files or folders: CSV, TSV, JSON Lines, JSON, Parquet or lines of queries; text,label or "
+                            "query,response,label or query,chosen,rejected, alpaca, sharegpt or chat messages")]
 
 
 @kit_app.command("audit")
 def audit_command(
     files: DataFiles,
     run: Annotated[str, typer.Option(help="name of the folder outputs/NAME/; audit-FILE if not given")] = "",
+    label: Annotated[str, typer.Option(help="column of labels, or scores and a bound: 'helpfulness>=3'")] = "",
 ):
     "Audit any data: leakage, duplicates, what length and punctuation give away, labels to doubt, stray scripts."
-    from creawrite.audit import audit_files, findings
-    name, table = audit_files(files, run, **defaults("audit"))
-    print("\n".join(findings(table)))
+    from creawrite.audit import audit_files
+    name, sentences = audit_files(files, run, label=label, **defaults("audit"))
+    print("\n".join(sentences))
     print(f"\nTable A1, overlap of all parts, Figures A1 and A2, slices and rows to look at: outputs/{name}/audit/")
 
 
@@ -138,19 +139,18 @@ def fetch_command(
     fetch(source)
     print("data/released is complete, every checksum as in data/manifest.json")
 
-# %% ../nbs/lib/cli.ipynb #252787f3
+# %% ../nbs/lib/cli.ipynb #b8c40a3f
 Run = Annotated[str, typer.Argument(help="name of the run")]
 LedgerFile = Annotated[Path, typer.Argument(metavar="FILE", help="compressed JSON Lines, NAME.jsonl.xz")]
 
 
 @ledger_app.command("stats")
 def stats_command(run: Run = "smoke"):
-    "Show calls, tokens, waiting time, retries, missing answers and money by stage and role."
+    "Show calls, tokens, waiting time, retries, missing answers and money by engine, stage and role."
     from creawrite.budget import table_cost
-    from creawrite.ledger import open_ledger
-    show_columns(table_cost(run))
-    reasons = "SELECT count(*), missing FROM calls WHERE missing IS NOT NULL GROUP BY 2 ORDER BY 1 DESC"
-    for count, reason in open_ledger(run).query(reasons): print(f"missing {count} x {reason}")
+    from creawrite.ledger import missing_reasons
+    show_columns(table_cost(run, by=["engine", "stage", "role"]))
+    for line in missing_reasons(run): print(line)
 
 
 @ledger_app.command("export")
@@ -173,15 +173,27 @@ def check_command(run: Run = "smoke"):
     from creawrite.ledger import check_ledger
     print(", ".join(f"{count:,} {name}" for name, count in check_ledger(run).items()))
 
-# %% ../nbs/lib/cli.ipynb #3630053b
+# %% ../nbs/lib/cli.ipynb #8d6db018
+def error_told(
+    error: Exception,  # that ends a command
+) -> KitError | None:  # None: a bug, shown whole
+    "The sentence for an error: our own, or a full disk's wherever it struck."
+    if isinstance(error, KitError): return error
+    number = system_error(error)
+    return refused_write(getattr(error, "filename", None) or "outputs", number) if number in FULL else None
+
+
 def main(
-    arguments: list[str] | None = None,  # of the command line
+    arguments: list[str] | None = None,  # None: of the command line
 ):
     "The command `creawrite`. A KitError becomes one line and an exit code."
+    use_utf8(restart=arguments is None)
     try: kit_app(arguments)
-    except KitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except Exception as error:
+        told = error_told(error)
+        if not told: raise
+        print(f"error: {told}", file=sys.stderr)
+        sys.exit(told.exit_code)
 
 
 if __name__ == "__main__" and "__file__" in globals(): main()  # python -m creawrite.cli; not in a notebook

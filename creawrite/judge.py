@@ -14,11 +14,11 @@ one for the judge (`samples` for self-consistency)."""
 __all__ = ['AGENTS', 'VARIANTS', 'VERDICT_MODES', 'Evaluator', 'DebateRecord', 'Framework', 'verdict_probability', 'Graded',
            'graded', 'grade_of', 'ask_detector', 'Judge', 'label_agreement', 'judge_agreement']
 
-# %% ../nbs/lib/judge.ipynb #dfa1ecfb
+# %% ../nbs/lib/judge.ipynb #985d9da2
 import copy, json, math, re
 from typing import Protocol
 
-import httpx2, openai
+import httpx2
 from pydantic import BaseModel
 
 from .answers import Detection, Grade, Point, Reflection, Rubric, Strengths, Verdict, Weaknesses
@@ -153,9 +153,9 @@ def verdict_probability(
             return weights["Good"] / total if total else None
         before += token["token"]
 
-# %% ../nbs/lib/judge.ipynb #0959103c
+# %% ../nbs/lib/judge.ipynb #af24db74
 class Graded:
-    "Stands before an openai client: asks for token probabilities and puts that of Good into the reply."
+    "Stands before an openai client and puts the probability of Good into a reply that tells those of its tokens."
 
     def __init__(self,
         client,  # openai.AsyncOpenAI
@@ -165,16 +165,14 @@ class Graded:
 
     async def post(self, path, *, cast_to, body):
         "One completion."
-        question = body | {"logprobs": True, "top_logprobs": 5}
-        try: raw = await self.client.post(path, cast_to=cast_to, body=question)
-        except openai.BadRequestError as error:
-            if "logprob" not in str(error): raise
-            return await self.client.post(path, cast_to=cast_to, body=body)
-        reply = raw.json()
-        for choice in reply.get("choices") or []:
-            good = verdict_probability((choice.get("logprobs") or {}).get("content") or [])
-            if good is None: continue
-            choice["message"]["content"] = json.dumps({"verdict": "Good" if good > 0.5 else "Bad", "good": good})
+        raw = await self.client.post(path, cast_to=cast_to, body=body)
+        try:
+            reply = raw.json()
+            for choice in reply["choices"]:
+                good = verdict_probability(choice["logprobs"]["content"])
+                if good is None: continue
+                choice["message"]["content"] = json.dumps({"verdict": "Good" if good > 0.5 else "Bad", "good": good})
+        except (ValueError, KeyError, TypeError, AttributeError): return raw  # it tells no probabilities
         return httpx2.Response(raw.status_code, json=reply, request=raw.request)
 
 
@@ -182,8 +180,10 @@ def graded(
     llm: LLM,
 ) -> LLM:  # the same engine and ledger, with token probabilities
     "A twin of an engine whose clients stand behind `Graded`."
-    twin = copy.copy(llm)
+    if "graded" in vars(llm): return llm.graded  # one client and one pace for all questions
+    twin = llm.graded = copy.copy(llm)
     twin.loops, twin.pending = {}, {}
+    twin.extra = {"logprobs": True, "top_logprobs": 5}
     twin.client = llm.client and (lambda *settings: Graded(llm.client(*settings)))
     return twin
 

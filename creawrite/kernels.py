@@ -10,11 +10,11 @@ read (see `creawrite.core`)."""
 __all__ = ['CR', 'relative', 'clean', 'Copy', 'Indented', 'Stop', 'kernel_manager', 'watched_places', 'kernel_environment',
            'heading_above', 'register_engine', 'execute', 'as_kit_error', 'executed_copies']
 
-# %% ../nbs/lib/kernels.ipynb #8f4bafaf
+# %% ../nbs/lib/kernels.ipynb #e77fb6b6
 import glob, json, os, re, signal, sys, threading, time
 from pathlib import Path
 
-from .core import KitError, atomic, redact, root, run_dir
+from .core import KitError, atomic, no_room, redact, refused_write, root, run_dir
 from .settings import Plan, Stage, read_patterns
 
 # %% ../nbs/lib/kernels.ipynb #920dbdb8
@@ -186,7 +186,7 @@ def register_engine(
 
     papermill_engines.register("creawrite", Engine)
 
-# %% ../nbs/lib/kernels.ipynb #2b4a22e9
+# %% ../nbs/lib/kernels.ipynb #eaeea38e
 def execute(
     plan: Plan,
     stage: Stage,
@@ -206,16 +206,17 @@ def execute(
             progress_bar=False, stdout_file=stream, start_timeout=300, kernel_manager_class=manager)
     except Exception as error:
         if stop.asked: raise KeyboardInterrupt from None
-        raise as_kit_error(error, stage) from None
+        raise as_kit_error(error, stage, place / stage.name) from None
     finally:
         stream.close()
         copy.save()
         if copy.path.exists(): os.replace(copy.path, place / stage.notebook.name)
 
-# %% ../nbs/lib/kernels.ipynb #ff12f2b1
+# %% ../nbs/lib/kernels.ipynb #f45663e9
 def as_kit_error(
     error: Exception,  # of papermill
     stage: Stage,
+    folder: Path,  # where the stage writes
 ) -> Exception:  # a KitError where we know better; else the same
     "A cell's error as one sentence."
     import papermill
@@ -224,6 +225,7 @@ def as_kit_error(
         return KitError("the kernel died without a word, most often because memory ran out")
     if not isinstance(error, papermill.PapermillExecutionError): return error
     if error.ename in ("KitError", "UsageError"): return KitError(clean(error.evalue))
+    if number := no_room(error.evalue): return refused_write(folder, number)
     return KitError(clean(f"{error.ename}: {error.evalue} (under “{heading_above(stage, error.source)}”)"))
 
 # %% ../nbs/lib/kernels.ipynb #3062cf0e

@@ -14,15 +14,17 @@ another run has trained, for this stage comes before the policies."""
 
 # %% auto #0
 __all__ = ['WRITERS', 'choose_queries', 'guarded_texts', 'find_examples', 'write_candidates', 'policy_prompt', 'served_texts',
-           'policy_texts', 'writer_kind', 'Group', 'judge_candidates', 'in_order', 'whole_lines', 'write_groups',
-           'read_groups', 'records_key', 'label_candidates', 'votes', 'pair_of', 'without_repeats', 'pair_records',
-           'write_pairs', 'record_facts', 'yield_counts', 'verdict_means', 'table_report', 'ablation_verdicts',
-           'table_ablations', 'table_overturned', 'slice_positions', 'write_ablations', 'write_report', 'table_debate']
+           'policy_texts', 'writer_kind', 'Group', 'judge_candidates', 'in_order', 'is_whole', 'whole_lines',
+           'write_groups', 'read_groups', 'records_key', 'label_candidates', 'votes', 'pair_of', 'without_repeats',
+           'pair_records', 'write_pairs', 'record_facts', 'yield_counts', 'verdict_means', 'table_report',
+           'ablation_verdicts', 'table_ablations', 'table_overturned', 'slice_positions', 'write_ablations',
+           'write_report', 'table_debate']
 
-# %% ../nbs/03_multi_agent.ipynb #2a354877
-import asyncio, os, random
+# %% ../nbs/03_multi_agent.ipynb #defbba55
+import asyncio, json, os, random
 from collections import defaultdict, deque
 from contextlib import aclosing
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np, openai, pandas as pd
@@ -34,7 +36,7 @@ from .core import KitError, outputs_dir, run_dir, stage_dir, write_csv, write_js
 from .engines import api_key
 from .fingerprint import fingerprint
 from .judge import VARIANTS, DebateRecord, Framework
-from .llm import LLM
+from .llm import LLM, expected
 from .messages import chat
 from .retrieval import Retriever
 from .slices import length_rule, read_slices
@@ -43,13 +45,15 @@ from .stats import difference, ratio, wilson
 from .task import TASK
 from .text import near_duplicates, normalise
 
-# %% ../nbs/03_multi_agent.ipynb #3c991312
+# %% ../nbs/03_multi_agent.ipynb #232f7f64
 def choose_queries(
     run: str,
     n_queries: int,  # how many, at most
     seed: int,
 ) -> list[str]:  # no query twice
-    "The queries to label."
+    "The queries to label. Raises KitError for no query."
+    if n_queries < 1: raise KitError(f"multi_agent.n_queries = {n_queries} must be above 0: mend it in settings.ini or "
+                                     "with -p")
     pool = list(dict.fromkeys(row.query for row in load_split(run, "queries")))
     return random.Random(seed).sample(pool, min(n_queries, len(pool)))
 
@@ -187,30 +191,48 @@ async def in_order(
         for task in waiting: task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
-# %% ../nbs/03_multi_agent.ipynb #1f09112c
+# %% ../nbs/03_multi_agent.ipynb #38e3a4a5
+def is_whole(
+    line: bytes,  # of records.jsonl
+    asked: bool = True,  # whether an engine wrote the candidates: a policy's empty text is no missing answer
+) -> bool:
+    "Whether a line is not torn, and nothing in it lacks an answer."
+    if not line.endswith(b"\n"): return False
+    group = json.loads(line)
+    if asked and group.get("missing"): return False
+    return all(record["final"] is not None for record in group.get("records", []))
+
+
 def whole_lines(
     path: Path,  # JSON Lines, maybe cut off by a kill
+    asked: bool = True,  # as in `is_whole`
 ) -> int:  # how many
-    "Count the whole lines and cut a torn one off."
+    "Count the lines up to the first that is not whole, and cut the others off."
     if not path.is_file(): return 0
     with path.open("rb+") as file:
-        lengths = [len(line) for line in file if line.endswith(b"\n")]
+        lengths = [len(line) for line in takewhile(lambda line: is_whole(line, asked), file)]
         file.truncate(sum(lengths))
     return len(lengths)
 
-# %% ../nbs/03_multi_agent.ipynb #4105dc2c
+# %% ../nbs/03_multi_agent.ipynb #10a455aa
 async def write_groups(
     path: Path,  # one line per query; where it will be whole
     key: str,  # fingerprint of what decides the lines
     work,  # item -> coroutine that gives a Group
     items,  # first -> the items from that index on
     at_once: int = 64,  # queries under way
+    asked: bool = True,  # as in `is_whole`
+    llm: LLM | None = None,  # whose progress lines tell how far it is
+    total: int | None = None,  # items
 ):
     "Write a line for every item, behind those that an interrupted call with the same key has left."
     part = path.with_name(f".{path.stem}-{key[:24]}.jsonl")
-    with part.open("a", encoding="utf-8") as file:
-        async with aclosing(in_order(work, items(whole_lines(part)), at_once)) as groups:
-            async for group in groups: print(group.model_dump_json(), file=file, flush=True)
+    begin = whole_lines(part, asked)
+    with part.open("a", encoding="utf-8") as file, expected(llm, total and total - begin) as group_ended:
+        async with aclosing(in_order(work, items(begin), at_once)) as groups:
+            async for group in groups:
+                print(group.model_dump_json(), file=file, flush=True)
+                group_ended()
     os.replace(part, path)
     for stale in path.parent.glob(f".{path.stem}-*.jsonl"): stale.unlink()
 
@@ -239,7 +261,7 @@ def records_key(
     parameters = {"candidates_from": candidates_from, **numbers}
     return fingerprint([judge_candidates, WRITERS[kind]], inputs, parameters, engine=f"{llm.label} {llm.model}")
 
-# %% ../nbs/03_multi_agent.ipynb #0e5bb291
+# %% ../nbs/03_multi_agent.ipynb #c12ca844
 async def label_candidates(
     run: str,
     llm: LLM,  # who judges, and writes unless a policy does
@@ -251,7 +273,10 @@ async def label_candidates(
     n_votes: int,
     seed: int,
 ) -> Path:  # multi_agent/records.jsonl
-    "Candidates for every query, and all that the agents say about them. Goes on where a killed call has stopped."
+    "Candidates for every query and all that is said about them; goes on where a killed call stopped. Raises KitError."
+    for name, number in (("n_candidates", n_candidates), ("n_votes", n_votes), ("max_new_tokens", max_new_tokens)):
+        if number < 1: raise KitError(f"multi_agent.{name} = {number} must be above 0: mend it in settings.ini or with "
+                                      "-p")
     kind, path = writer_kind(candidates_from), stage_dir(run, "multi_agent") / "records.jsonl"
     client = None
     if kind == "server":
@@ -270,7 +295,8 @@ async def label_candidates(
         return await judge_candidates(llm, query, texts, n_votes)
 
     numbers = dict(n_candidates=n_candidates, max_new_tokens=max_new_tokens, n_votes=n_votes, seed=seed)
-    await write_groups(path, records_key(llm, queries, examples, candidates_from, **numbers), work, items)
+    key = records_key(llm, queries, examples, candidates_from, **numbers)
+    await write_groups(path, key, work, items, asked=kind == "llm", llm=llm, total=len(queries))
     n_records = sum(len(group.records) for group in read_groups(path))
     print(f"{n_records} records, {len(llm.missing)} answers missing")
     return path
@@ -324,7 +350,7 @@ def pair_records(
                             for text in (pair.chosen, pair.rejected))
         yield {"id": pair.id, "query": pair.query, "chosen": chosen, "rejected": rejected}
 
-# %% ../nbs/03_multi_agent.ipynb #b74e1524
+# %% ../nbs/03_multi_agent.ipynb #9934f4a4
 def write_pairs(
     run: str,
     seed: int,  # picks among equals, for each query on its own
@@ -343,6 +369,9 @@ def write_pairs(
     write_jsonl(folder / "pairs.jsonl", pairs)
     write_jsonl(folder / "pair_records.jsonl", pair_records(read_groups(folder / "records.jsonl"), pairs))
     print(f"{len(candidates)} candidates, {len(pairs)} preference pairs")
+    if not pairs: print("warning: no query has both an accepted and a rejected candidate"
+                        f"{f' within close = {close} characters' if close else ''}: raise multi_agent.n_candidates or "
+                        "multi_agent.n_queries, or a reward model cannot learn from this stage")
     return pairs, len(sampled) - len(pairs)
 
 # %% ../nbs/03_multi_agent.ipynb #b44424e4

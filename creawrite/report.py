@@ -61,14 +61,15 @@ def markdown_part(
     if not figure: return ""
     return f"![{name.rpartition('/')[2]}]({f'../{name}.png' if '/' in name else figure.name})"
 
-# %% ../nbs/lib/report.ipynb #2e2afc78
+# %% ../nbs/lib/report.ipynb #3d3713ba
 PAGE_STYLE = """
 body{font:16px/1.55 system-ui,"Noto Sans CJK SC","PingFang SC","Microsoft YaHei",sans-serif;color:#1b1b1b;
 background:#fff;max-width:66rem;margin:2rem auto;padding:0 1rem}
 h1,h2{line-height:1.25}h2{margin-top:2.5rem;border-bottom:1px solid #ccc}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.8rem;margin:.5rem 0}
 th,td{text-align:left;padding:.25rem .6rem;border-bottom:1px solid #ddd;vertical-align:top;white-space:nowrap}
-th{border-bottom:2px solid #555}img{max-width:100%;height:auto}
+th{border-bottom:2px solid #555;white-space:normal;vertical-align:bottom}
+td:nth-child(2){white-space:normal;min-width:9rem}img{max-width:100%;height:auto}
 .says{border-left:3px solid #555;padding-left:.8rem}details{margin:1rem 0}
 """
 UNFOLDED = 26  # lines of a table, head and all, that a page shows without a click

@@ -14,7 +14,7 @@ __all__ = ['PACKAGES', 'PASSING', 'DECIDES_ALL', 'Hashes', 'engine_identity', 's
            'advance', 'run_stages', 'stored_options', 'merged_options', 'plan_run', 'refuse_change', 'known_run',
            'table_status', 'keep_results']
 
-# %% ../nbs/lib/runner.ipynb #417b33e1
+# %% ../nbs/lib/runner.ipynb #884145c1
 import importlib.metadata, json, os, platform, re, subprocess, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,12 +24,12 @@ from pathlib import Path
 import pandas as pd
 
 from .core import (KitError, UsageError, did_you_mean, digest, duration, file_digest, outputs_dir, places,
-                            read_json, redact, remove, root, run_dir, write_json)
+                            read_json, redact, remove, root, run_dir, write_json, writing)
 from .fingerprint import decisive_parts, notebook_digests, parts_digest, place_digest
 from .kernels import clean, execute, executed_copies
 from .settings import Plan, Stage, find_stage, make_plan, read_patterns
 
-# %% ../nbs/lib/runner.ipynb #f988fb81
+# %% ../nbs/lib/runner.ipynb #696c69c4
 class Hashes:
     "SHA-256 of files, remembered in a hidden file of the run."
 
@@ -37,7 +37,7 @@ class Hashes:
         path: Path,  # where to remember them
     ):
         self.path, self.known = path, {}
-        try: self.known = json.loads(path.read_text())
+        try: self.known = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError): pass  # a cache: begin anew
 
     def file(self, path: Path) -> str:
@@ -57,7 +57,10 @@ class Hashes:
         return digest(*(f"{os.path.relpath(path, base)} {content}" for path, content in found)) if found else ""
 
     def save(self):
-        if self.path.parent.is_dir(): write_json(self.path, self.known)
+        "Only a cache: on a full disk the sentence about what matters comes first."
+        try:
+            if self.path.parent.is_dir(): write_json(self.path, self.known)
+        except KitError: pass
 
 # %% ../nbs/lib/runner.ipynb #e507070d
 def engine_identity(
@@ -106,12 +109,13 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError: pass
     return installed
 
-# %% ../nbs/lib/runner.ipynb #452db568
+# %% ../nbs/lib/runner.ipynb #93650eec
 def output_of(
     *command: str,
 ) -> str:  # standard output; empty when the command is missing or fails
     "What a program prints."
-    try: done = subprocess.run(command, cwd=root(), capture_output=True, text=True, timeout=20)
+    streams = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    try: done = subprocess.run(command, cwd=root(), timeout=20, **streams)
     except (OSError, subprocess.TimeoutExpired): return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
@@ -126,7 +130,7 @@ def git_state() -> dict | None:  # commit, dirty; None outside a repository of i
 
 def hardware() -> dict:  # cpu, cores, memory_gib, gpus, system
     "Processor, cores, memory and GPUs."
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     model = re.search(r"model name\s*:\s*(.+)", info)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpus = output_of("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").splitlines()
@@ -200,7 +204,7 @@ def kept_note(
     "What `creawrite keep` has accepted."
     return "; ".join(f"kept although it {note['changed']}: {note['why']}" for note in old.get("kept", []))
 
-# %% ../nbs/lib/runner.ipynb #c339b7e1
+# %% ../nbs/lib/runner.ipynb #827884d2
 def alive(
     pid: str,  # as written in a lock file
 ) -> bool:
@@ -219,9 +223,9 @@ def lock(
     "Hold a run. Raises KitError when another runner does."
     import fcntl
     folder = run_dir(run)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder): folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + patience
-    with open(folder / ".lock", "a+") as file:
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
         while True:
             try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB); break
             except BlockingIOError: file.seek(0)
@@ -240,7 +244,7 @@ def wait_for_owner(run, owner, deadline):
         raise KitError(f"a kernel of the interrupted run {run!r} still works: end it, then start again")
     time.sleep(0.2)
 
-# %% ../nbs/lib/runner.ipynb #8f7b46f2
+# %% ../nbs/lib/runner.ipynb #f3ba6809
 def in_progress(
     run: str,
 ) -> bool:
@@ -248,7 +252,7 @@ def in_progress(
     import fcntl
     path = run_dir(run) / ".lock"
     if not path.is_file(): return False
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         try: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError: return True
     return False

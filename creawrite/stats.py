@@ -214,13 +214,14 @@ def agreement_metrics(
         metrics[name] = {"value": float(value), "low": low, "high": high}
     return metrics
 
-# %% ../nbs/lib/stats.ipynb #645dad76
+# %% ../nbs/lib/stats.ipynb #fdcd9e4a
 def percent(
     row,  # value, low, high as shares
 ) -> str:  # "64.8 [62.7, 66.9]"
-    "A share and its interval in per cent; a dash where there is none."
+    "A share in per cent and its interval, if it has one; a dash where there is none."
     if not np.isfinite(row.value): return "–"
-    return f"{100 * row.value:.1f} [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    value = f"{100 * row.value:.1f}"
+    return f"{value} [{100 * row.low:.1f}, {100 * row.high:.1f}]" if np.isfinite(row.low) else value
 
 
 def with_interval(

@@ -10,14 +10,15 @@ or as stray is ours."""
 
 # %% auto #0
 __all__ = ['INVISIBLE', 'LINE_BREAK', 'SHORT', 'NUMBER', 'SEVERAL', 'AT_MOST', 'CHARS', 'CLAUSES', 'BRIEF', 'HAN', 'CLAUSE_ENDS',
-           'MOJIBAKE', 'normalise', 'scene', 'Constraint', 'chinese_number', 'constraint', 'han', 'count_clauses',
-           'keeps', 'grams', 'similar_sets', 'near_duplicates', 'connected_groups', 'neighbours', 'punctuation',
-           'stray']
+           'KANA_MARKS', 'MOJIBAKE', 'MOJIBAKE_LATIN', 'normalise', 'scene', 'Constraint', 'chinese_number',
+           'constraint', 'han', 'count_clauses', 'keeps', 'grams', 'similar_sets', 'near_duplicates',
+           'connected_groups', 'neighbours', 'punctuation', 'script_of', 'own_script', 'stray']
 
-# %% ../nbs/lib/text.ipynb #6044a8a9
+# %% ../nbs/lib/text.ipynb #cc067bf5
 import math, re, unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import combinations, product
 from typing import Literal
 
@@ -192,18 +193,55 @@ def punctuation(
     "Punctuation marks of a text; brackets and quotation marks are among them, emoji are not."
     return sum(unicodedata.category(char)[0] == "P" for char in text)
 
-# %% ../nbs/lib/text.ipynb #c39e4776
+# %% ../nbs/lib/text.ipynb #397f4438
+KANA_MARKS = "ー・々〆"
+
+
+@cache
+def script_of(
+    char: str,  # one letter
+) -> str:  # Han, Kana, Latin, Cyrillic, Hangul ...: by its Unicode name
+    "The script of a letter."
+    if HAN.match(char): return "Han"
+    if char in KANA_MARKS: return "Kana"
+    first = unicodedata.name(char, "UNKNOWN").split()[0].partition("-")[0].capitalize()
+    return "Kana" if first in ("Hiragana", "Katakana") else first
+
+
+def own_script(
+    texts: Iterable[str],  # of one file or run
+) -> str:  # Han, Japanese (Han and kana), Latin, Hangul, Cyrillic ...; Han where there are no letters
+    "The script that most of the texts are in."
+    letters = Counter()
+    for char, n in Counter("".join(texts)).items():
+        if char.isalpha(): letters[script_of(char)] += n * (3 if script_of(char) in ("Han", "Kana") else 1)
+    if not letters: return "Han"
+    japanese = letters["Han"] + letters["Kana"]
+    if letters["Kana"] > 0.1 * japanese: letters["Japanese"] = japanese
+    return max(letters, key=lambda script: (letters[script], script == "Japanese"))
+
+# %% ../nbs/lib/text.ipynb #991a07ef
 # what decoders leave behind: U+FFFD, GBK fill patterns, UTF-8 read as GBK (，。的我) or as Latin-1, private use and
 # control characters
 MOJIBAKE = re.compile("\ufffd|锟斤拷|烫烫烫|屯屯屯|[锛銆鐨鎴]|Ã.|â€|ï¼|[\ue000-\uf8ff\x00-\x08\x0b-\x1f\x7f]")
+# among accented words Ã is a letter
+MOJIBAKE_LATIN = re.compile(MOJIBAKE.pattern.replace("Ã.", "[ÃÂ][\x80-\xbf]"))
 
 
 def stray(
     text: str,  # a greeting
     query: str = "",  # what was asked for
+    script: str = "Han",  # the text's own, from `own_script`
 ) -> list[str]:  # pieces that do not belong; [] is clean
-    "Mojibake, foreign scripts and Latin words that the query does not use."
-    words = re.findall(r"[^\W\d_]+", HAN.sub(" ", text))
+    "Mojibake, foreign scripts and, where the script is not Latin, Latin words that the query does not use."
+    words = re.findall(r"[^\W\d_]+", HAN.sub(" ", text) if script == "Han" else _without(text, script))
     foreign = [word for word in words if word.lower() not in query.lower()]
     passes = lambda word: word.isascii() and (len(word) < 3 or word.isupper())
-    return MOJIBAKE.findall(text) + [word for word in foreign if not passes(word)]
+    mojibake = MOJIBAKE_LATIN if script == "Latin" else MOJIBAKE
+    return mojibake.findall(text) + [word for word in foreign if not passes(word)]
+
+
+def _without(text, script):
+    "A text without the letters of its own script."
+    scripts = {"Han", "Kana"} if script == "Japanese" else {script}
+    return "".join(" " if char.isalpha() and script_of(char) in scripts else char for char in text)

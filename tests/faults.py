@@ -12,9 +12,9 @@ from collections import Counter
 
 from aiohttp import web
 
-RETRIED = ["429", "429 after", "500", "503", "reset", "truncated", "drip"]  # the client's next try may succeed
-# a new attempt may succeed
-ASKED_AGAIN = ["no JSON", "broken schema", "empty choices", "no choices", "cut off", "refusal"]
+# the client's next try may succeed
+RETRIED = ["429", "429 after", "500", "503", "reset", "truncated", "drip", "no JSON", "empty choices", "no choices"]
+ASKED_AGAIN = ["broken schema", "cut off", "refusal"]  # a new attempt may succeed
 HARMLESS = ["duplicated choices", "reordered choices", "prose", "late"]  # the answer is there
 
 
@@ -47,6 +47,7 @@ class Faults:
 
     def __init__(self, options):
         self.options, self.seen, self.told = options, Counter(), Counter()
+        self.places = asyncio.Semaphore(options.places)
 
     def fault(self, question, rng):
         "What this try of a question meets; an empty string: nothing."
@@ -64,7 +65,8 @@ class Faults:
         self.told["most under way"] = max(self.told["most under way"], self.told["under way"])
         try:
             latency = self.options.latency
-            await asyncio.sleep(rng.expovariate(1 / latency) if latency and self.options.spread else latency)
+            async with self.places:
+                await asyncio.sleep(rng.expovariate(1 / latency) if latency and self.options.spread else latency)
             if self.told["under way"] > self.options.most:
                 kind = "429"
                 self.told["throttled"] += 1
@@ -81,6 +83,7 @@ class Faults:
             request.transport.abort()
             return web.Response()
         if kind == "late": await asyncio.sleep(0.3)
+        if kind == "silent": await asyncio.sleep(1000)
         data = body_of(kind, right)
         if kind in ("truncated", "drip"): return await self.in_pieces(request, kind, data)
         self.told["whole"] += 1
@@ -105,7 +108,7 @@ class Served:
     "The endpoint as a process of its own; `with` gives its address."
 
     usual = dict(rate=0.0, latency=0.0, seed=7, kinds=RETRIED + ASKED_AGAIN + HARMLESS, always={}, most=10**9,
-                 drip=0.05, spread=True, after="1")
+                 drip=0.05, spread=True, after="1", places=10**9)  # places: worked on at a time, the others wait
 
     def __init__(self, **options):
         if unknown := set(options) - set(self.usual): raise TypeError(f"no option {unknown}")

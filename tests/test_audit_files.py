@@ -100,7 +100,7 @@ def test_odd_files_get_a_clear_answer(kit, creawrite, rows, columns, code, answe
     if code == 0 and len(rows) != 5: assert "nan" not in told and "alone separates" not in told
 
 
-UNREADABLE = {"empty.csv": "has no rows", "latin.csv": "save it as UTF-8", "broken.jsonl": "cannot be read",
+UNREADABLE = {"empty.csv": "has no rows", "latin.csv": "save it as UTF-8", "broken.jsonl": "was cut off",
               "image.png": "ends with .png is not known", "absent.csv": "no such file"}
 
 

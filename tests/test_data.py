@@ -328,7 +328,8 @@ def test_own_folder(kit, tmp_path):
     (own / "evaluation.jsonl").write_text(json.dumps(GOOD), encoding="utf-8")
     data.write_data("t", "sample", ALL_ROWS, 42)
     assert data.write_data("t", str(own), ALL_ROWS, 42) == {"evaluation": 1}
-    assert read_json(kit / "outputs/t/data/source.json") == {"source": "own data"}
+    assert read_json(kit / "outputs/t/data/source.json") == {
+        "source": "own data", "read": ["evaluation.jsonl: 1 labelled rows, taken as evaluation."]}
     assert load_split("t", "evaluation")[0].response == GOOD["response"] and not has_split("t", "sft")
     with pytest.raises(KitError, match="run stage 01_data first"): load_split("t", "sft")
     with pytest.raises(KitError, match="the splits are sft"): load_split("t", "stf")

@@ -87,14 +87,14 @@ def test_thirty_per_cent_faults_and_two_kills_lose_and_double_nothing(folder):
     assert len(asked) == len(rows) and {number for number, _ in asked} == set(range(500))
     missing = llm.ledger.query("SELECT count(missing) FROM calls")[0][0]
     assert len(llm.missing) == missing == sum(not answer for answer in answers) < 25
-    assert {"no JSON", "no choice", "length", "refusal", "stop"} <= {status for _, status in rows}
+    assert {"length", "refusal", "stop"} == {status for _, status in rows}, "a body that is none is no reply"
     assert served["whole"] <= len(rows) + 2 * 64, "only what was in flight at a kill is asked again"
 
 
 def test_what_may_pass_is_tried_again(folder):
-    with Served(rate=0.4, kinds=RETRIED, drip=0.5, after="0.1") as server:
-        llm = client(folder, server, seconds_per_try=2)
-        assert [answer.judge for answer in ask(llm, 40)] == [number % 7 for number in range(40)]
+    with Served(rate=0.5, kinds=RETRIED, drip=0.5, after="0.1") as server:
+        llm = client(folder, server, seconds_per_try=1)
+        assert [answer.judge for answer in ask(llm, 60)] == [number % 7 for number in range(60)]
         told = server.told()
     retries = [told[kind] for kind in RETRIED]
     assert min(retries) > 0 and llm.ledger.costs().retries.sum() == sum(retries)
@@ -108,11 +108,22 @@ def test_nonsense_is_asked_again_and_then_missing_with_its_reason(folder, kind):
     assert [number for number, answer in enumerate(answers) if not answer] == [3] and len(llm.missing) == 1
     nonsense = "SELECT count(*), count(missing) FROM calls WHERE status != 'stop' OR reply LIKE '%也许%'"
     assert llm.ledger.query(nonsense) == [(3, 1)]
-    reasons = {"no JSON": "no JSON", "broken schema": "fits no schema", "empty choices": "no choice",
-               "no choices": "no choice", "cut off": "length", "refusal": "refusal"}
+    reasons = {"broken schema": "fits no schema", "cut off": "ended with length", "refusal": "refusal"}
     assert reasons[kind] in answers[3].reason == llm.missing[0]
     billed = llm.ledger.query("SELECT tokens_in FROM calls")
     assert all(tokens > 0 for tokens, in billed), "billed although it could not be read"
+
+
+@pytest.mark.parametrize("kind", ["no JSON", "empty choices", "no choices"])
+def test_a_reply_that_is_none_is_a_fault_of_the_transport(folder, kind):
+    with Served(always={3: kind}, latency=0.05) as server:
+        answers = ask(client(folder, server, retries=1, in_flight=4), 40)
+        [absent] = [answer for answer in answers if not answer]
+        assert "failed without a reply" in absent.reason and ("busy" in absent.reason or "usage" in absent.reason)
+        tries = server.told()["tries"]
+        assert [number for number, answer in enumerate(ask(client(folder, server, retries=0), 40)) if not answer] == [3]
+        assert server.told()["tries"] - tries == 1, "only what is missing is asked again"
+    with Served() as server: assert all(ask(client(folder, server), 40)), "and it may be answered then"
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
@@ -126,7 +137,8 @@ def test_a_question_that_breaks_the_endpoint_is_missing_and_the_others_are_not(f
         llm = client(folder, server, retries=1, in_flight=4)
         answers = ask(llm, 40)
     assert [(number, answer.reason) for number, answer in enumerate(answers) if not answer] == [
-        (2, "judge: reply ended with refused 400"), (4, "judge: reply ended with failed 500")]
+        (2, "judge: reply ended with refused 400 (no, Bearer ***)"),
+        (4, "judge: reply ended with failed 500 (no, Bearer ***)")]
 
 
 @pytest.mark.parametrize("kind, says", [
@@ -152,7 +164,7 @@ def test_a_question_has_a_deadline(folder):
     with Served(always={1: "503"}) as server:
         llm = client(folder, server, retries=50, seconds_per_question=2)
         answers = ask(llm, 3)
-    assert answers[0] and answers[2] and answers[1].reason == "judge: reply ended with failed without a reply"
+    assert answers[0] and answers[2] and answers[1].reason == "judge: reply ended with failed 503 (no, Bearer ***)"
 
 
 def test_concurrency_falls_to_what_the_endpoint_bears_and_climbs_again(folder):
@@ -161,7 +173,7 @@ def test_concurrency_falls_to_what_the_endpoint_bears_and_climbs_again(folder):
         seen = []
 
         async def watched():
-            async for _ in stream(questions(llm, 400)): seen.append((await llm.here())[1].limit)
+            async for _ in stream(questions(llm, 400)): seen.append((await llm.here())[1].gate.limit)
         asyncio.run(watched())
         told = server.told()
     speed = f"{min(seen)} at once, {told['throttled']} throttled"
@@ -175,7 +187,7 @@ def test_a_server_that_asks_for_a_pause_gets_it_from_every_call(folder):
 
         async def both():
             results = await asyncio.gather(*questions(llm, 2), return_exceptions=True)
-            return results, (await llm.here())[1].opens - time.monotonic()
+            return results, (await llm.here())[1].gate.opens - time.monotonic()
         (throttled, _), left = asyncio.run(both())
     assert isinstance(throttled, KitError) and left < 0, "the second question was sent only after the pause"
 
@@ -219,6 +231,30 @@ def test_told_to_stop_it_records_what_is_in_flight(folder, number):
         told = server.told()
         assert process.returncode != 0
         assert told["tries"] == told["whole"] == recorded(folder) < 300, "sent, answered and recorded are the same"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_silent_server_is_not_waited_for(folder, number):
+    with Served(latency=0.2, spread=False, always=dict.fromkeys(range(40, 300), "silent")) as server:
+        process = start(folder, server, 300)
+        wait_until(lambda: server.told().get("silent", 0) >= 64, process)
+        began = time.monotonic()
+        process.send_signal(number)
+        process.communicate()
+        assert time.monotonic() - began < 6 and process.returncode != 0
+        assert recorded(folder) == 40, "what was answered is recorded"
+
+
+def test_what_only_waits_for_a_place_is_not_late(folder):
+    with Served(latency=0.3, spread=False, places=4) as server:
+        assert all(ask(client(folder, server, in_flight=32, seconds_per_try=0.9), 64))
+        assert server.told()["tries"] == 64, "no work was asked for twice"
+
+
+def test_a_slow_engine_gets_more_time_instead_of_the_same_work_again(folder):
+    with Served(latency=1.5, spread=False) as server:
+        assert all(ask(client(folder, server, seconds_per_try=0.5), 8))
+        assert server.told()["tries"] == 8 * 3, "0.5 s, 1 s, and then 2 s"
 
 
 def test_two_processes_share_a_ledger(folder):

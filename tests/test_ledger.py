@@ -1,10 +1,13 @@
 "What a ledger promises: shared, replayed, checked, priced, free of keys; and a run told to stop loses no call."
 import asyncio
+import gc
+import gzip
 import json
 import lzma
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -23,7 +26,7 @@ from creawrite.data import read_sample
 from creawrite.engines import Endpoint, embedded_client, remote_client
 from creawrite.flaws import FLAWS, flaws_in
 from creawrite.judge import Framework, ask_detector
-from creawrite.ledger import LEDGER_COLUMNS, OFFLINE, Ledger, key_of
+from creawrite.ledger import LEDGER_COLUMNS, OFFLINE, Ledger, call_sum, export_ledger, key_of, ledger_rows
 from creawrite.llm import LLM, gather, open_llm
 from creawrite.messages import CLOSE, OPEN, chat, injections, unwrap
 from creawrite.offline import violations
@@ -84,26 +87,220 @@ def changed(line):
     return json.dumps(row | {"request": row["request"].replace("判断", "夸奖")}, ensure_ascii=False)
 
 
+def other(line, **values): return json.dumps(json.loads(line) | values, ensure_ascii=False)
+
+
+def without_sum(line): return json.dumps({name: value for name, value in json.loads(line).items() if name != "sum"})
+
+
 @pytest.mark.parametrize("spoil, says", [
     (lambda lines: [*lines[:5], changed(lines[5]), *lines[6:]], "line 6: its key is not the hash of its request"),
     (lambda lines: [*lines[:4], lines[4][:50]], "line 5 is not JSON"),
     (lambda lines: [*lines, '{"key": "x"}'], "line 33 is not a call"),
-    (lambda lines: [*lines, "[]"], "line 33 is not a call")])
+    (lambda lines: [*lines, "[]"], "line 33 is not a call"),
+    (lambda lines: [*lines[:2], "", *lines[2:]], "line 3 is not JSON"),
+    (lambda lines: [*lines, '{"a":' * 9999], "line 33 is not JSON"),
+    (lambda lines: [*lines, lines[0].replace('"key"', '"clé"')], "line 33 is not a call"),
+    (lambda lines: [*lines[:8], other(lines[8], reply='{"judge": 99}')], "line 9: its checksum does not fit"),
+    (lambda lines: [*lines[:8], other(lines[8], missing="judge: never asked")], "line 9: its checksum does not fit"),
+    (lambda lines: [*lines[:8], other(lines[8], sum=None)], "line 9: its checksum does not fit"),
+    (lambda lines: [without_sum(line) for line in lines], "line 1 has no checksum, as in exports of an older kit"),
+])
 def test_a_spoilt_export_is_refused_whole(ledger, creawrite, tmp_path, spoil, says):
     file = tmp_path / "one.jsonl.xz"
     creawrite("ledger", "export", "one", str(file))
     lines = lzma.decompress(file.read_bytes()).decode().split("\n")[:-1]
     file.write_bytes(lzma.compress("\n".join(spoil(lines)).encode()))
     code, _, err = creawrite("ledger", "import", "two", str(file))
-    assert code == 1 and says in err and "Traceback" not in err
-    assert Ledger(run_dir("two") / "ledger.sqlite").query("SELECT count(*) FROM calls") == [(0,)]
+    assert code == 1 and f"one.jsonl.xz, {says}" in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not run_dir("two").exists(), "nothing is made for a file that is none"
 
 
-@pytest.mark.parametrize("content", [b"", b"not xz", lzma.compress(b"{}\n" * 999)[:40]])
+@pytest.fixture
+def recorded(kit) -> Ledger:
+    "Three calls in the ledger of run `one`, asked of nobody."
+    ledger = Ledger(run_dir("one") / "ledger.sqlite")
+    for number, engine in enumerate(["m @ a", "m @ b", "m @ b"]): ledger.put(**call(number, engine))
+    return ledger
+
+
+def call(number: int, engine="m @ a", **values) -> dict:
+    request = json.dumps({"model": "m", "sample": number})
+    return {"key": key_of(engine, request), "engine": engine, "stage": "grpo", "role": "judge", "request": request,
+            "status": "stop", "reply": '{"judge": 1}', "tokens_in": 100, "tokens_out": 5, "seconds": 1.5} | values
+
+
+@pytest.mark.parametrize("column, value", [
+    ("tokens_in", "100"), ("tokens_in", -1), ("tokens_in", 1.5), ("tokens_in", True), ("tokens_in", None),
+    ("tokens_out", 10**30), ("calls", [1]), ("retries", {"of": 1}), ("seconds", "1.5"), ("seconds", float("nan")),
+    ("seconds", float("inf")), ("at", None), ("key", None), ("key", 7), ("engine", ["m"]), ("request", {"model": "m"}),
+    ("request", "no JSON"), ("request", "[]"), ("status", None), ("reply", None), ("reply", {"judge": 1}),
+    ("stage", 3), ("missing", 1), ("reply", "\ud83d")])
+def test_a_value_of_the_wrong_type_is_named_with_its_line(recorded, creawrite, tmp_path, column, value):
+    rows = [row | {"sum": call_sum(row)} for row in ledger_rows(recorded)]
+    spoilt = rows[1] | {column: value}
+    if column == "request" and isinstance(value, str): spoilt["key"] = key_of(spoilt["engine"], value)
+    if value != "\ud83d": spoilt["sum"] = call_sum({name: spoilt[name] for name in LEDGER_COLUMNS})
+    lines = "".join(json.dumps(row) + "\n" for row in (rows[0], spoilt, rows[2]))
+    (tmp_path / "x.jsonl.xz").write_bytes(lzma.compress(lines.encode()))
+    code, _, err = creawrite("ledger", "import", "two", str(tmp_path / "x.jsonl.xz"))
+    named = column if value != "\ud83d" else "half a character"
+    assert code == 1 and "x.jsonl.xz, line 2" in err and named in err and err.count("\n") == 1
+    assert not run_dir("two").exists()
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\0" * 64, b"not xz", b'{"key": "x"}\n', gzip.compress(b"{}\n"), lzma.compress(b"{}\n" * 999)[:40],
+    lzma.compress(b"{}\n", lzma.FORMAT_ALONE), lzma.compress(b"")[:-1]])
 def test_a_file_that_is_no_export(kit, creawrite, tmp_path, content):
     (tmp_path / "x.jsonl.xz").write_bytes(content)
     code, _, err = creawrite("ledger", "import", "two", str(tmp_path / "x.jsonl.xz"))
-    assert code == 1 and "x.jsonl.xz" in err and "export the ledger again" in err
+    assert code == 1 and "x.jsonl.xz" in err and "export the ledger again" in err and err.count("\n") == 1
+    assert not run_dir("two").exists()
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
+def test_an_export_that_was_cut_off(recorded, creawrite, tmp_path, share):
+    file = tmp_path / "one.jsonl.xz"
+    creawrite("ledger", "export", "one", str(file))
+    file.write_bytes(file.read_bytes()[:int(share * file.stat().st_size)])
+    code, _, err = creawrite("ledger", "import", "two", str(file))
+    assert code == 1 and "one.jsonl.xz cannot be read" in err and err.count("\n") == 1
+    assert not run_dir("two").exists()
+
+
+@pytest.mark.parametrize("filling, says", [
+    (b" ", "line 1 is longer than 16 MiB"), (b"[", "line 1 is longer than 16 MiB"), (b"\n", "line 1 is not JSON"),
+    (None, "unpacks to more than")])
+def test_a_compressed_bomb_takes_little_memory(kit, tmp_path, filling, says):
+    "Concatenated streams of 16 MiB, 2.5 kB each when packed, and 2.5 MB that would be 16 GB."
+    row = call(1, reply=" " * (15 * 2**20)) | {"calls": 1, "retries": 0, "missing": None, "at": 1.0, "form": None}
+    stream = filling * 2**24 if filling else json.dumps(row | {"sum": call_sum(row)}).encode() + b"\n"
+    (tmp_path / "x.jsonl.xz").write_bytes(lzma.compress(stream) * (1000 if filling else 40))
+    program = """
+import resource, sys
+from creawrite.cli import main
+import creawrite.ledger
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try: main(["ledger", "import", "two", sys.argv[1]])
+finally: print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "x.jsonl.xz")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode == 1 and says in done.stderr and "Traceback" not in done.stderr
+    assert float(done.stdout) < 200, f"{done.stdout} MB"
+
+
+def test_an_import_that_is_killed_brings_nothing_and_then_all(kit, creawrite, tmp_path):
+    ledger, file = Ledger(run_dir("one") / "ledger.sqlite"), tmp_path / "one.jsonl.xz"
+    ledger.query("BEGIN")
+    for number in range(2500): ledger.put(**call(number, reply=os.urandom(600).hex()))
+    ledger.query("COMMIT")
+    assert export_ledger("one", file) == 2500
+    command = [sys.executable, "-m", "creawrite.cli", "ledger", "import", "two", str(file)]
+    log = run_dir("two") / "ledger.sqlite-wal"
+    with subprocess.Popen(command, cwd=kit) as process:
+        while not log.exists() or log.stat().st_size < 2**20:
+            assert process.poll() is None, "ended too early to prove anything"
+            time.sleep(0.001)
+        process.kill()
+    assert Ledger(run_dir("two") / "ledger.sqlite").query("SELECT count(*) FROM calls") == [(0,)]
+    assert creawrite("ledger", "import", "two", str(file))[1] == "2,500 new calls in the ledger of two\n"
+
+
+def test_where_an_export_must_not_go(recorded, kit, creawrite, tmp_path):
+    (tmp_path / "notes.txt").write_text("not to be lost")
+    database = run_dir("one") / "ledger.sqlite"
+    for place, says in [(tmp_path / "missing" / "x.jsonl.xz", "there is no folder"), (tmp_path, "is a folder"),
+                        (tmp_path / "notes.txt", "is no export"), (database, "is no export"),
+                        (Path("/dev/full"), "is no export")]:
+        code, _, err = creawrite("ledger", "export", "one", str(place))
+        assert code == 1 and says in err and place.name in err and err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kit", "notes.txt"]
+    assert (tmp_path / "notes.txt").read_text() == "not to be lost"
+    assert Path("/dev/full").is_char_device() and creawrite("ledger", "check", "one")[0] == 0
+
+
+def test_stats_by_engine(recorded, kit, creawrite):
+    with (kit / "settings.ini").open("a") as file: file.write("[prices]\nm = 10, 20\n")
+    recorded.put(**call(9, "other @ c"))
+    recorded.miss(call(1, "m @ b")["key"], "judge: reply ended with length")
+    lines = creawrite("ledger", "stats", "one")[1].splitlines()
+    assert lines[0].split()[:4] == ["engine", "stage", "role", "calls"]
+    assert [line.split()[:3] + line.split()[5:6] for line in lines[1:4]] == [
+        ["m", "@", "a", "1"], ["m", "@", "b", "2"], ["other", "@", "c", "1"]]
+    assert lines[1].endswith("0.0011") and lines[3].endswith(" 0"), "no price, no cost"
+    assert lines[4:] == ["missing 1 x judge: reply ended with length (m @ b)"]
+    assert table_cost("one").money.isna().all(), "a sum with an unknown part is unknown"
+
+
+# ---- what lies in the place of a ledger
+
+def sqlite_file(path: Path, *statements: str):
+    with sqlite3.connect(path) as db:
+        for statement in statements: db.execute(statement)
+    db.close()
+
+
+def spoil_pages(path: Path):
+    content = bytearray(path.read_bytes())
+    content[4096 * 3:4096 * 6] = os.urandom(4096 * 3)
+    path.write_bytes(content)
+
+
+def cut(path: Path, size: int): os.truncate(path, size if size > 0 else path.stat().st_size + size)
+
+
+IMPOSTORS = {
+    "random bytes": lambda path: path.write_bytes(os.urandom(9000)),
+    "zeros": lambda path: path.write_bytes(bytes(8192)),
+    "a text": lambda path: path.write_text("key,engine\n" * 900),
+    "a short text": lambda path: path.write_text("x"),
+    "another database": lambda path: (path.unlink(), sqlite_file(path, "CREATE TABLE songs (name TEXT)")),
+    "another database's calls": lambda path: (path.unlink(), sqlite_file(path, "CREATE TABLE calls (name TEXT)")),
+    "a ledger without its key": lambda path: (path.unlink(), sqlite_file(path, "CREATE TABLE calls ({})".format(
+        ", ".join(f"{name} {kind.split()[0]}" for name, kind in LEDGER_COLUMNS.items())))),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "cut in its first page": lambda path: cut(path, 1000),
+    "cut at a page": lambda path: cut(path, 8192),
+    "cut by a few bytes": lambda path: cut(path, -100),
+    "pages overwritten": spoil_pages}
+
+
+@pytest.mark.parametrize("kind", IMPOSTORS)
+def test_what_is_no_ledger_is_refused_by_name_and_left_alone(kit, creawrite, tmp_path, kind):
+    path, file = run_dir("one") / "ledger.sqlite", tmp_path / "one.jsonl.xz"
+    ledger = Ledger(path)
+    for number in range(60): ledger.put(**call(number))
+    ledger.db.close()
+    export_ledger("one", file)
+    gc.collect()  # its connection, too, so that no log beside it holds the truth
+    IMPOSTORS[kind](path)
+    before = None if path.is_dir() else path.read_bytes()
+    for command in (["stats", "one"], ["check", "one"], ["import", "one", str(file)],
+                    ["export", "one", str(tmp_path / "new.jsonl.xz")]):
+        code, _, err = creawrite("ledger", *command)
+        assert code == 1 and err.startswith("error: outputs/one/ledger.sqlite ") and err.count("\n") == 1, err
+        assert "move it away" in err
+    for open_it in (lambda: open_llm("one", "offline"), lambda: open_llm("one", mode="replay")):
+        with pytest.raises(KitError, match="outputs/one/ledger.sqlite .*move it away"): open_it()
+    assert before is None or path.read_bytes() == before
+    assert not (tmp_path / "new.jsonl.xz").exists()
+
+
+def test_a_ledger_damaged_while_it_is_open_is_one_sentence(recorded):
+    for number in range(200): recorded.put(**call(number, reply="x" * 4000))
+    recorded.query("PRAGMA wal_checkpoint(TRUNCATE)")
+    spoil_pages(recorded.path)
+    recorded.query("PRAGMA shrink_memory")
+    with pytest.raises(KitError, match="outputs/one/ledger.sqlite is no whole ledger"): list(ledger_rows(recorded))
+
+
+def test_half_a_character_in_a_reply_is_recorded_as_a_question_mark(recorded, creawrite, tmp_path):
+    assert recorded.put(**call(7, reply='{"judge": "\ud83d"}')) == ("stop", '{"judge": "?"}')
+    recorded.miss(call(7)["key"], "the server said \udce8")
+    assert creawrite("ledger", "check", "one")[0] == 0
+    assert creawrite("ledger", "export", "one", str(tmp_path / "x.jsonl.xz"))[0] == 0
 
 
 def test_missing_and_damaged_ledgers_are_one_sentence(ledger, kit, creawrite, tmp_path):

@@ -7,55 +7,62 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 
-from creawrite import compare, paper, tables
+from creawrite import compare, paper, sentences, tables
 from creawrite.core import run_dir, write_csv, write_json
 from creawrite.task import TASK
 
 
-def accuracy(**rates):
-    "frameworks.csv with these accuracies on all and on length-matched rows."
+def accuracy(names=paper.TABLE1, **rates):
+    "Table 1 or 4 as printed, with these accuracies on all and on length-matched rows."
     lines = [(name.replace("_only", " only"), slice, rate) for name, pair in rates.items()
              for slice, rate in zip(("all", "length_matched"), pair)]
     table = pd.DataFrame(lines, columns=["evaluator", "slice", "value"])
-    return table.assign(metric="accuracy", low=table.value - 0.05, high=table.value + 0.05, n=100, good=50, missing=0)
+    table = table.assign(low=table.value - 0.05, high=table.value + 0.05, n=100, good=50, missing=0)
+    table = pd.concat([table.assign(metric=metric) for metric in paper.METRIC_LABELS])
+    return paper.table_frameworks(table, names, tables.SLICE_LABELS)
 
 
 def test_the_sentence_follows_the_numbers():
-    frameworks = accuracy(multi_agent=(0.9, 0.5), adversarial=(0.7, 0.8), length_only=(0.8, 0.5))
-    sentence = paper.says_table1(frameworks)
-    assert ("On all rows the best evaluator, multi-agent framework, agrees with 90.0 [85.0, 95.0] % of 100 labels, "
-            "not apart from length alone") in sentence
-    assert ("On length-matched rows the best evaluator, adversarial framework, agrees with 80.0 [75.0, 85.0] % of 100 "
-            "labels, above length alone with 50.0") in sentence
-    below = paper.says_table1(accuracy(multi_agent=(0.4, 0.5), length_only=(0.8, 0.5)))
-    assert "below length alone" in below
+    cells = accuracy(multi_agent=(0.9, 0.5), adversarial=(0.7, 0.8), length_only=(0.8, 0.5))
+    sentence = sentences.says_table1(cells, "released")
+    assert ("On all rows the highest accuracy is that of Multi-agent framework, 90.0 [85.0, 95.0] %. Multi-agent "
+            "framework is not apart from Length only (baseline).") in sentence
+    assert ("On length-matched rows the highest accuracy is that of Adversarial framework, 80.0 [75.0, 85.0] %. "
+            "Adversarial framework is above Length only (baseline).") in sentence
+    below = sentences.says_table1(accuracy(multi_agent=(0.4, 0.5), length_only=(0.8, 0.5)), "released")
+    assert "Multi-agent framework is below Length only (baseline)." in below
 
 
 def test_ablations_that_cost_something_are_named():
-    rows = accuracy(multi_agent=(0.9, 0.9))
-    worse = rows.assign(evaluator="multi_agent without judge", value=0.6, low=0.55, high=0.65)
-    sentence = paper.says_table4(pd.concat([rows, worse]), "all")
-    assert "cost accuracy beyond both intervals: without judge agent" in sentence
-    assert paper.says_table4(rows, "all").startswith("No part that is left out")
+    rates = {"multi_agent": (0.9, 0.9), "multi_agent without judge": (0.6, 0.6)}
+    cells = accuracy(paper.TABLE4, **rates)
+    sentence = sentences.says_table4(cells[cells.Rows == "all"], paper.WHOLES)
+    assert sentence.startswith("1 of 1 parts that are left out cost accuracy beyond both intervals, 0 raise it.")
+    assert "Accuracy falls: without judge agent." in sentence
+    alone = accuracy(paper.TABLE4, multi_agent=(0.9, 0.9))
+    assert sentences.says_table4(alone, paper.WHOLES).startswith("No framework without a part stands beside its whole")
 
 
 @pytest.mark.parametrize("base, sft, sentence", [
-    (0.2, 0.6, "sft is judged good most often, 60.0 [55.0, 65.0] %, above the base with 20.0"),
-    (0.6, 0.6, "no trained policy is judged good more often than the base")])
+    (0.2, 0.6, "the highest rate is that of sft, 60.0 [55.0, 65.0] %. sft is above base, 20.0 [15.0, 25.0] %."),
+    (0.6, 0.2, "By Signal-1 no trained policy has a higher rate than base."),
+    (0.6, 0.6, "By Signal-1 the rate is the same for all 2, 60.0 %.")])
 def test_policies_are_put_against_the_base(base, sft, sentence):
     table = pd.DataFrame([dict(policy=name, scene="general", signal="Signal-1", value=rate, low=rate - 0.05,
                                high=rate + 0.05, n=40) for name, rate in (("base", base), ("sft", sft))])
-    assert sentence in paper.says_excellence(table, "general")
+    cells = paper.table_excellence(table, table[:0], "general", "Table 3", "base (tiny)")
+    assert sentence in sentences.says_excellence(cells)
 
 
 def test_table_5_waits_for_ratings_and_weighs_them():
-    empty = tables.table_human(None)
-    assert len(empty) == 5 and list(empty) == ["Method", "n", *TASK.dimensions, "Weighted"]
+    empty = tables.table_human(None, "base (tiny)")
+    assert len(empty) == 5 and list(empty) == ["Method", "Ours", "n", *TASK.dimensions, "Weighted"]
     assert sum(TASK.dimensions.values()) == pytest.approx(1)
     scores = pd.DataFrame({"policy": "sft", "dimension": list(TASK.dimensions), "value": [3.0, 2.0, 1.0, 2.0, 3.0]})
     scores = scores.assign(low=scores.value - 0.1, high=scores.value + 0.1, n=30)
-    filled = tables.table_human(scores).set_index("Method")
+    filled = tables.table_human(scores, "base (tiny)").set_index("Method")
     assert filled.loc["SFT", "Weighted"] == "2.25" and filled.loc["RM+RL", "Weighted"] == ""
     assert filled.loc["SFT", "Creativity"] == "2.00 [1.90, 2.10]"
 
@@ -81,6 +88,23 @@ def test_what_is_kept_of_an_older_state_stands_in_every_caption(kit):
     note = {"stage": "grpo", "when": "", "why": "a comment moved", "changed": ["code"]}
     write_json(folder / "grpo" / "kept.json", [note])
     assert tables.provenance("old") == f"{facts} Stage grpo keeps results of older code or inputs: a comment moved."
+
+
+@pytest.mark.parametrize("card, label", [
+    ({"parameters": 175_680}, "base (0.2 M parameters, trained from scratch)"),
+    ({"hub": "Qwen/Qwen2.5-7B-Instruct", "revision": ""}, "base (Qwen/Qwen2.5-7B-Instruct, the paper's own)"),
+    ({"hub": "Qwen/Qwen2.5-0.5B-Instruct", "revision": ""}, "base (Qwen/Qwen2.5-0.5B-Instruct)"),
+    ({"hub": "/somewhere/Qwen2.5-7B-Instruct", "revision": ""}, "base (the model of folder Qwen2.5-7B-Instruct)")])
+def test_a_row_of_the_paper_says_what_stands_in_it(kit, card, label):
+    "The paper's name stays, and beside it stands what ours is; a folder's place on a machine is nobody's business."
+    shutil.copyfile(REPOSITORY / "data/published.csv", kit / "data/published.csv")
+    write_json(run_dir("small") / "sft" / "base" / "policy.json", card)
+    assert tables.base_label("small") == label and "/somewhere" not in tables.policy_described("small")
+    rates = pd.DataFrame([dict(policy="base", scene="general", signal="Signal-1", value=0.5, low=0.4, high=0.6, n=40)])
+    cells = paper.table_excellence(rates, rates[:0], "general", "Table 2", label)
+    assert cells[["Model", "Ours"]].values.tolist()[3:5] == [["Qwen2.5-7B-Instruct", label], ["SFT", "sft"]]
+    caption = paper.caption_excellence(2, "general", cells, label)
+    assert ("our base is another model" in caption) == ("the paper's own" not in label)
 
 
 def finished_run(name, shift=0.0):
@@ -113,6 +137,36 @@ def test_a_real_difference_is_named_with_its_interval(kit, creawrite):
     output = creawrite("compare", "one", "two")[1]
     line = r"excellence +\| sft, all, Signal-1 +\| +0.500 \| +0.700 \| \+0.200 \[\+0.158, \+0.242\]"
     assert "1 differ by more than chance" in output and re.search(line, output)
+
+
+RULERS = {  # what differs -> a file of each run, the table and word of the number, why it cannot be compared
+    "engine": ("adversarial/judge.json", "excellence", "Signal-1", "rates of different engines"),
+    "principles": ("adversarial/judge.json", "excellence", "Signal-2", "rates of different judges"),
+    "source": ("data/source.json", "excellence", "Signal-1", "different data (one, two)"),
+    "score": ("reward_model/log.csv", "rewards", "reward model", "scores of different reward models")}
+
+
+@pytest.mark.parametrize("ruler", RULERS)
+def test_what_was_measured_with_another_ruler_is_marked_and_not_tested(kit, creawrite, ruler):
+    "Numbers that were far apart, and called a difference."
+    place, table, word, why = RULERS[ruler]
+    for name, shift in (("one", 0), ("two", 0.2)):
+        folder = finished_run(name, shift)
+        rates = pd.read_csv(folder / "evaluate/excellence.csv").assign(signal=word)
+        (folder / "evaluate/excellence.csv").unlink()
+        if ruler == "score": rates = rates.rename(columns={"signal": "reward"})
+        write_csv(folder / "evaluate" / f"{table}.csv", rates)
+        if place.endswith("csv"): write_csv(folder / place, pd.DataFrame({"step": [1], "value": [name]}))
+        else: write_json(folder / place, {ruler: name})
+    output = creawrite("compare", "one", "two")[1]
+    assert ("3 numbers have an interval in both runs; 2 of them cannot be compared; of the others 1 are equal, "
+            "0 differ by more than chance") in output
+    assert re.search(rf"\| +2 \| {re.escape(why)} +\|", output) and "0.200" not in output
+
+
+def test_a_p_value_has_three_digits(kit, creawrite):
+    finished_run("one"), finished_run("two", shift=0.2)
+    assert re.search(r"\[\+0.158, \+0.242\] +\| < 0.001 +\|", creawrite("compare", "one", "two")[1])
 
 
 def test_reference_runs_can_be_compared(kit, creawrite):

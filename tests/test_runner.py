@@ -257,7 +257,7 @@ CHANGES = {  # what is done to a finished kit, the stages that are stale then, a
     "module of a module": (changed("creawrite/times.py", "a * b", "b * a"), {"double"}, "code of times"),
     "comment": (changed("creawrite/times.py", "# a comment", "# another"), set(), ""),
     "figure": (changed("creawrite/helper.py", "'red'", "'blue'"), set(), ""),
-    "runner": (changed("creawrite/runner.py", "json.loads(path.read_text())", "dict(json.loads(path.read_text()))"),
+    "runner": (changed("creawrite/runner.py", "self.known = json.loads(", "self.known = dict() | json.loads("),
                set(), ""),
     "command line": (changed("creawrite/cli.py", "widths =", "sizes = widths ="), set(), ""),
     "message": (changed("creawrite/core.py", "is missing: run the stage", "is not there: run the stage"), set(), ""),
