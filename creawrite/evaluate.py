@@ -21,7 +21,7 @@ __all__ = ['OPENING', 'EVALUATOR_ROLES', 'COST_COLUMNS', 'table_agreement', 'jud
            'length_preference', 'costs_per_verdict', 'table_evaluators', 'table_seconds', 'without_nan',
            'score_policies', 'labelled_rows', 'judge_labels', 'probe_evaluators', 'compare_all', 'describe_evaluators']
 
-# %% ../nbs/08_evaluate.ipynb #84fbef62
+# %% ../nbs/08_evaluate.ipynb #9d6f1452
 import itertools, time
 from collections import Counter
 from typing import Callable, Iterator
@@ -31,7 +31,7 @@ from sacrebleu.metrics import BLEU
 from sklearn.linear_model import LogisticRegression
 
 from .budget import table_cost
-from .core import run_dir, stage_dir, write_csv, write_jsonl
+from .core import KitError, run_dir, stage_dir, write_csv, write_jsonl
 from .judge import VARIANTS, Framework, Judge
 from .llm import LLM
 from .policies import END, POLICIES, generate, load_policy, policy_dir, policy_messages
@@ -106,13 +106,16 @@ async def verdicts_on(
     frames = [pd.DataFrame({"evaluator": name, **facts, "verdict": column}) for name, column in columns.items()]
     return pd.concat(frames, ignore_index=True)
 
-# %% ../nbs/08_evaluate.ipynb #9fb0ac22
+# %% ../nbs/08_evaluate.ipynb #2bd9b7f0
 def write_generations(
     run: str,
     prompts: list[Prompt],  # held out
     **sampling,  # of creawrite.policies.generate: seed, max_new_tokens, temperature
 ) -> pd.DataFrame:  # policy, prompt_id, query, scene, sample, text
-    "One completion per prompt of every policy that the run has; writes generations.jsonl."
+    "One completion per prompt of every policy that the run has; writes generations.jsonl. Raises KitError without any."
+    if not prompts:
+        raise KitError("no test prompt is held out: each stands, or nearly stands, in a training split; "
+                       "give prompts_test.jsonl queries that training does not know")
     rows, queries = [], [prompt.query for prompt in prompts]
     for name in POLICIES:
         if not (policy_dir(run, name) / "policy.json").is_file(): continue
