@@ -33,7 +33,7 @@ from .progress import Tally
 from .replies import Completion, Fault, read_body, why_missing
 from .trouble import GOES_ON, fault_of, given_up, pause_after, stop_if_permanent
 
-# %% ../nbs/lib/llm.ipynb #10ba91d1
+# %% ../nbs/lib/llm.ipynb #795dfc74
 async def until_the_end(client):
     "An event loop closes its generators when it ends; this one takes the client's connections along."
     try: yield
@@ -51,7 +51,8 @@ class Wire:
         self.label, self.client, self.limits = label, client, limits
         self.dialect, self.extra = Dialect(label), {}  # extra: fields for every body, such as logprobs
         self.loops, self.on_wire, self.stopping = {}, {}, set()
-        self.answered, self.known = 0, False  # known: an earlier stage of the run was answered
+        self.answered, self.last = 0, 0.0  # replies, and when the last one came
+        self.known = False  # whether an earlier stage of the run was answered
 
     async def here(self) -> tuple:  # client and pace
         "Client and pace of the running event loop."
@@ -79,11 +80,11 @@ class Wire:
             elif fault.kind in ("broken", "late"): pace.gate.failed(sent, fault.kind == "late")
             raise fault from None
         finally: self.on_wire.pop(task, None)
-        self.answered += 1
+        self.answered, self.last = self.answered + 1, time.monotonic()
         pace.gate.faster()
         return completion
 
-# %% ../nbs/lib/llm.ipynb #f2629b29
+# %% ../nbs/lib/llm.ipynb #25102725
 class Connection(Wire):
     "Sends a question until there is a completion."
 
@@ -92,14 +93,14 @@ class Connection(Wire):
         seconds, retries, began = self.limits.seconds_per_try, 0, time.monotonic()
         before = -1 if spared else self.answered  # spared: it failed on this question before, while it answered others
         while True:
-            form, answered = self.dialect.form, self.answered
+            form, sent = self.dialect.form, time.monotonic()
             body = body_of(request, form)
             try: return await self.send(client, pace, request, body, seconds), retries, form
             except Fault as fault:
                 if self.learns(fault, body, form): continue
                 if failed := self.failure(fault, retries, began, before, seconds): return failed, retries, form
                 if asyncio.current_task() in self.stopping: raise asyncio.CancelledError from None
-                wait = pause_after(fault, retries, self.answered > answered)
+                wait = pause_after(fault, retries, self.last >= min(sent, time.monotonic() - 1))
                 seconds *= 2 if fault.kind == "late" else 1
             retries += 1
             await asyncio.sleep(wait)

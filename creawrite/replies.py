@@ -123,7 +123,7 @@ def body_in(
     if not isinstance(body, dict): raise Fault("broken", server_words(str(body)), text=str(body))
     return body
 
-# %% ../nbs/lib/replies.ipynb #8bb3980b
+# %% ../nbs/lib/replies.ipynb #20cf74a4
 class Completion(NamedTuple):
     "What a model said. `status` is stop where it came to an end of its own."
     status: str
@@ -154,6 +154,7 @@ def ended(
     reason,  # finish_reason as it came
 ) -> str:  # stop | length | content_filter | the server's word for a failure | ...
     "How a completion ended, of the many names for it."
+    if reason == "stop": return "stop"
     word = str(reason or "stop").lower()
     if re.search("length|max_?tokens|token_limit", word): return "length"
     if re.search("filter|safety|sensitive|prohibited|blocklist|recitation|refus", word): return "content_filter"
