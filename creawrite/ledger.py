@@ -81,18 +81,19 @@ def ledger_error(
     number = next((number for word, number in DISK.items() if name.startswith(word)), None)
     return error if number is None else refused_write(path, number)
 
-# %% ../nbs/lib/ledger.ipynb #43e30e7d
+# %% ../nbs/lib/ledger.ipynb #60fc80d9
 def examine(
     db: sqlite3.Connection,
     path: Path,  # of its file
 ) -> list[str]:  # columns of its calls; none when it is new
     "Look at a file before writing to it. Raises KitError for one that is no whole ledger, of any version."
-    if 0 < path.stat().st_size < 512: raise no_ledger(path, "it is too short")  # SQLite would take it for a new one
+    size = path.stat().st_size if path.is_file() else 0  # none: in memory
+    if 0 < size < 512: raise no_ledger(path, "it is too short")  # SQLite would take it for a new one
     tables = {name for name, in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if not tables: return []
     if "calls" not in tables: raise no_ledger(path, "it is another program's database")
     page, log = db.execute("PRAGMA page_size").fetchone()[0], path.with_name(f"{path.name}-wal")
-    if path.stat().st_size % page and not (log.exists() and log.stat().st_size): raise no_ledger(path, "it was cut off")
+    if size % page and not (log.exists() and log.stat().st_size): raise no_ledger(path, "it was cut off")
     damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if damage != "ok": raise no_ledger(path, damage.splitlines()[-1])
     columns = db.execute("PRAGMA table_info(calls)").fetchall()

@@ -197,7 +197,7 @@ class Recorder(Connection):
             request=text, status=status, reply=reply, tokens_in=tokens[0], tokens_out=tokens[1], seconds=seconds,
             retries=retries, form=json.dumps(sent) if sent else None)
 
-# %% ../nbs/lib/llm.ipynb #c0bcbe57
+# %% ../nbs/lib/llm.ipynb #4f8a3b80
 LONGEST = 1024  # tokens of an answer, as the key of a question has it
 
 
@@ -245,8 +245,8 @@ class LLM(Recorder):
                 if answer or last != key: self.ledger.query("UPDATE calls SET missing = NULL WHERE key = ?", key)
                 key = last
         finally: self.tally.leave()
-        if answer: self.tally.end()
-        else: self.give_up(answer, key, reply)
+        if answer: self.tally.end(role)
+        else: self.give_up(role, answer, key, reply)
         return answer
 
     async def attempt(self, question, again=False) -> tuple:  # answer or Missing, last key, reply, whether it is new
@@ -264,12 +264,12 @@ class LLM(Recorder):
             if status.startswith(("refused", "failed")): break
         return Missing(reason=f"{role}: {why_missing(status, reply, longest)}"), key, reply, new
 
-    def give_up(self, answer, key, reply):
+    def give_up(self, role, answer, key, reply):
         "Count and record a question without an answer. Raises KitError when they are too many."
         self.given_up.add(key)
         if self.mode != "replay": self.ledger.miss(key, answer.reason)
         self.missing.append(answer.reason)
-        self.tally.miss(answer.reason, reply)
+        self.tally.miss(role, answer.reason, reply)
 
 # %% ../nbs/lib/llm.ipynb #2cfeeddf
 def stop_gently():

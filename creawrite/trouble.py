@@ -78,7 +78,7 @@ def fault_of(
     if any(isinstance(each, TimeoutError) for each in chain): return Fault("late", "no whole reply in time")
     return Fault("broken", f"without a reply: {words}")
 
-# %% ../nbs/lib/trouble.ipynb #e838d0bc
+# %% ../nbs/lib/trouble.ipynb #76ccc7ae
 def pause_after(
     fault: Fault,
     retries: int,  # of this question, before this one
@@ -86,7 +86,8 @@ def pause_after(
 ) -> float:  # seconds
     "Seconds before the next try."
     if fault.wait: return fault.wait
-    first, most = 0.1 if alive else 0.5, 20.0 if fault.kind == "overload" else 8.0
+    first, most = (0.1, 2.0) if alive else (0.5, 8.0)
+    if fault.kind == "overload": most = 20.0
     return min(most, first * 2.0 ** min(retries, 10)) * random.uniform(0.75, 1)
 
 # %% ../nbs/lib/trouble.ipynb #8fdfb9dc

@@ -167,6 +167,15 @@ def test_a_question_has_a_deadline(folder):
     assert answers[0] and answers[2] and answers[1].reason == "judge: reply ended with failed 503 (no, Bearer ***)"
 
 
+def test_random_faults_cost_their_own_retry_only(folder):
+    mixed = ["500", "503", "reset", "truncated"]
+    with Served(rate=0.05, kinds=mixed, latency=0.3, spread=False) as server:
+        began = time.monotonic()
+        assert all(ask(client(folder, server, in_flight=16), 160))
+        assert time.monotonic() - began < 2 * 160 * 0.3 / 16, "twice the ideal, on a busy machine"
+        assert 3 <= sum(server.told()[kind] for kind in mixed if kind in server.told())
+
+
 def test_concurrency_falls_to_what_the_endpoint_bears_and_climbs_again(folder):
     with Served(most=8, latency=0.02) as server:
         llm = client(folder, server)
