@@ -538,7 +538,7 @@ def about_labels(
     about = [about_feature(name, known(f"{name} AUC"), known(f"{name}-only accuracy")) for name in FEATURES]
     return [sentence, *about]
 
-# %% ../nbs/02_audit.ipynb #139a0c1c
+# %% ../nbs/02_audit.ipynb #4c823528
 def about_line(
     row,  # a line of Table A1 that has rows
 ) -> str:  # "" where there is nothing to tell
@@ -550,6 +550,8 @@ def about_line(
                 "neither their query nor a response stands or nearly stands in training data.")
     if row.check == "chosen is longer":
         return f"{row.split}: the chosen response is the longer one in {number_told(row)} of {row.n:,} pairs."
+    if row.check == "equal lengths" and row.value:
+        return f"{row.split}: chosen and rejected have one length in {hits} pairs, and neither is the longer one."
     if row.check == "chosen is rejected":
         return f"{row.split}: chosen and rejected are the same text in {hits} pairs: nothing can be learned from those."
     if "keeps the constraint" in row.check:

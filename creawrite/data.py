@@ -181,7 +181,7 @@ def released_splits(
         "evaluation": read_labelled(folder / "evaluation_set/evaluate_data.json"),
         "queries": read_queries(folder / "random_query.txt")}
 
-# %% ../nbs/01_data.ipynb #c182d982
+# %% ../nbs/01_data.ipynb #bd517bd2
 def own_splits(
     source: Path,  # a folder with files for any of SPLITS, or a file
 ) -> tuple[dict[str, list], list[str]]:  # rows of the splits that are there; a sentence per file
@@ -204,6 +204,8 @@ def read_source(
     source: str,  # as in `splits_of`
 ) -> tuple[dict[str, list], list[str]]:  # rows of each split; on own data, a sentence per file
     "The splits of a source and how a user's files were read. Raises KitError."
+    if not source.strip(" ./"):
+        raise KitError(f"source {source!r} is the kit's own folder: name sample, released, or the folder of your files")
     if source == "sample": return sample_splits(read_sample()), []
     return (released_splits(), []) if source == "released" else own_splits(root() / Path(source).expanduser())
 

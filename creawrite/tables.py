@@ -8,10 +8,11 @@ evaluators, policies and slices. A row of the paper keeps its name; what ours is
 
 # %% auto #0
 __all__ = ['EVALUATORS', 'POLICY_ROWS', 'SLICE_LABELS', 'TEX', 'PAPER_BASE', 'TABLE5', 'Table', 'tex_escape', 'write_table',
-           'policy_described', 'hub_name', 'base_label', 'ours_label', 'kept_sentences', 'provenance', 'published',
-           'pivoted', 'compact', 'table_human']
+           'policy_described', 'hub_name', 'base_label', 'ours_label', 'kept_sentences', 'stale_sentences',
+           'provenance', 'published', 'pivoted', 'compact', 'table_human']
 
-# %% ../nbs/lib/tables.ipynb #ff373a0a
+# %% ../nbs/lib/tables.ipynb #faf07acc
+import os
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -113,7 +114,13 @@ def kept_sentences(
     keeps = "keeps results of older code or inputs"
     return list(dict.fromkeys(f"Stage {note['stage']} {keeps}: {note['why'].rstrip(' .')}." for note in notes))
 
-# %% ../nbs/lib/tables.ipynb #ab37a21e
+# %% ../nbs/lib/tables.ipynb #a40f51de
+def stale_sentences() -> list[str]:  # at most one
+    "Stages that were stale when the runner started this one (`--only` looks at no other)."
+    names = os.environ.get("CREAWRITE_STALE", "")
+    return [f"Made while these stages were stale: {names}."] if names else []
+
+# %% ../nbs/lib/tables.ipynb #f0c5b1d2
 def provenance(
     run: str,  # name of the run
 ) -> str:  # last sentences of every caption
@@ -121,7 +128,7 @@ def provenance(
     engine = read_json(run_dir(run) / "adversarial" / "judge.json")["engine"]
     source = read_json(run_dir(run) / "data" / "source.json")["source"]
     facts = f"Judged by: {engine}; data: {source}; policies: {policy_described(run)}; cells: value [95 % interval]."
-    return " ".join([facts, *kept_sentences(run_dir(run))])
+    return " ".join([facts, *kept_sentences(run_dir(run)), *stale_sentences()])
 
 # %% ../nbs/lib/tables.ipynb #f2b96a87
 def published(
