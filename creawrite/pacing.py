@@ -108,12 +108,12 @@ def retry_after(
     except (ValueError, OverflowError): return 0
     return wait if 0 < wait < float("inf") else 0
 
-# %% ../nbs/lib/pacing.ipynb #09766c32
+# %% ../nbs/lib/pacing.ipynb #a2432a4b
 class Clock:
     "How long the tries of one engine take, and when one is late."
 
     def __init__(self):
-        self.number, self.slowest = 0, 0.0
+        self.number, self.slowest, self.told = 0, 0.0, -60.0  # told: when the program was told to stop
         self.ends = deque(maxlen=4096)  # (when, number of the try) of the latest replies
 
     def replied(self,
@@ -136,8 +136,9 @@ class Clock:
         most: float,  # seconds
     ) -> float:  # seconds
         "How long it is worth to wait for a try when the program is told to stop: a silent server gets two seconds."
-        left = attempt.sent + 2 * self.slowest - time.monotonic()
-        return min(most, max(2.0, left))
+        now = time.monotonic()
+        if now - self.told > 60: self.told = now  # the two seconds are shared by all calls that are called off
+        return min(most, max(0.1, self.told + 2 - now, attempt.sent + 2 * self.slowest - now))
 
 
 class Try:
