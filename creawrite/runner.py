@@ -8,11 +8,12 @@ parameters, and the engine that answers."""
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PASSING', 'DECIDES_ALL', 'REPLAY', 'Hashes', 'engine_identity', 'shown_value', 'stage_state', 'versions',
-           'output_of', 'git_state', 'hardware', 'shown_option', 'read_record', 'new_record', 'changes', 'stage_status',
-           'kept_note', 'alive', 'lock', 'wait_for_owner', 'in_progress', 'expected_seconds', 'outlook', 'RunState',
-           'set_aside', 'run_stage', 'answering', 'unasked_endpoint', 'what_is_asked', 'ahead', 'chosen_stages',
-           'stale_sources', 'advance', 'run_stages', 'stored_options', 'merged_options', 'plan_run',
-           'refuse_other_engine', 'refuse_change', 'known_run', 'table_status', 'keep_results']
+           'output_of', 'git_state', 'hardware', 'shown_option', 'read_record', 'new_record', 'changes',
+           'missing_answers', 'stage_status', 'kept_note', 'alive', 'lock', 'wait_for_owner', 'in_progress',
+           'expected_seconds', 'outlook', 'RunState', 'set_aside', 'run_stage', 'answering', 'unasked_endpoint',
+           'what_is_asked', 'ahead', 'chosen_stages', 'stale_sources', 'advance', 'run_stages', 'stored_options',
+           'merged_options', 'plan_run', 'refuse_other_engine', 'refuse_change', 'known_run', 'table_status',
+           'keep_results']
 
 # %% ../nbs/lib/runner.ipynb #884145c1
 import importlib.metadata, json, os, platform, re, subprocess, time
@@ -166,7 +167,7 @@ def new_record(
             "python": platform.python_version(), "packages": versions(), "hardware": hardware(),
             "stages": old["stages"]}
 
-# %% ../nbs/lib/runner.ipynb #0f7ed349
+# %% ../nbs/lib/runner.ipynb #f51420ad
 def changes(
     old: dict,  # a stage's record
     now: dict,  # from `stage_state`
@@ -182,6 +183,16 @@ def changes(
     return found
 
 
+def missing_answers(
+    run: str,
+    stage: Stage,
+) -> int:  # questions
+    "What a stage has asked and has no answer to."
+    if "engine" not in stage.parameters or not (run_dir(run) / "ledger.sqlite").is_file(): return 0
+    from creawrite.ledger import open_ledger
+    return open_ledger(run).query("SELECT count(missing) FROM calls WHERE stage = ?", stage.name)[0][0]
+
+
 def stage_status(
     plan: Plan,
     stage: Stage,
@@ -195,7 +206,9 @@ def stage_status(
     found = changes(old, now)
     if not executed_copies(plan.run, stage.name): found.append("executed notebook")
     if old["outputs"] != hashes.place(run_dir(plan.run) / stage.name): found.append("outputs")
-    return ("stale", f"changed: {'; '.join(found)}") if found else ("done", kept_note(old))
+    if found: return "stale", f"changed: {'; '.join(found)}"
+    missing = 0 if "kept" in old or plan.values(stage).get("mode") == "replay" else missing_answers(plan.run, stage)
+    return ("stale", f"answers missing: {missing}; asked for again") if missing else ("done", kept_note(old))
 
 
 def kept_note(

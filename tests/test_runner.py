@@ -455,6 +455,19 @@ def test_a_budget_that_is_none(kit, creawrite, text):
     assert code == 2 and err.startswith(f"error: --budget {text}:") and "write requests=N" in err
 
 
+# ---- nothing missing is final
+
+def test_a_stage_with_missing_answers_is_asked_again_until_kept(done, creawrite, executed):
+    from creawrite.ledger import Ledger
+    ledger = Ledger(done / "outputs/smoke/ledger.sqlite")
+    ledger.put(key="k", engine="e", stage="report", role="judge", request="{}", status="length", reply="", tokens_in=1,
+               tokens_out=1, seconds=0.1, missing="judge: cut")
+    assert statuses()["report"] == "stale" and why("report") == "answers missing: 1; asked for again"
+    assert creawrite("run")[0] == 0 and executed == ["report"]
+    assert creawrite("keep", "smoke", "report", "--why", "the engine refuses this one")[0] == 0
+    assert statuses()["report"] == "done"
+
+
 # ---- runs made before
 
 def test_a_run_of_an_earlier_kit_is_understood_and_renumbered(done, creawrite):
