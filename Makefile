@@ -19,7 +19,7 @@ paper: setup
 	@cd $(HERE) && $(PY) -m creawrite.cli run --profile $(PROFILE) --run $(RUN)
 
 test: setup
-	@cd $(HERE) && $(PY) -m pytest
+	@cd $(HERE) && $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 docs: setup
 	@cd $(HERE) && $(PY) docs/build.py --run $(RUN)

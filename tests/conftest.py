@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -124,7 +125,8 @@ def kit_command(*arguments: str, **options) -> subprocess.Popen:
 @pytest.fixture(scope="session")
 def smoke_run() -> str:
     "The name of a finished smoke run of the real kit, under outputs/; an unchanged one is used again."
-    process = kit_command("run", "--profile", "smoke", "--run", "test-smoke")
-    told = process.communicate()[0]
+    with FileLock(REPOSITORY / "outputs/.test-smoke.lock"):  # tests run in several processes
+        process = kit_command("run", "--profile", "smoke", "--run", "test-smoke")
+        told = process.communicate()[0]
     assert process.returncode == 0, told
     return "test-smoke"
