@@ -18,6 +18,7 @@ from pydantic import (BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativ
                       ValidationError)
 
 from .core import KitError, UsageError, did_you_mean, read_settings
+from .gguf import names_file
 from .ledger import OFFLINE, Ledger, open_ledger
 
 # %% ../nbs/lib/budget.ipynb #79f85a91
@@ -59,9 +60,9 @@ def read_limits() -> Limits:
 def price(
     model: str,  # as the endpoint calls it
 ) -> tuple[float, float] | None:  # money per million tokens in, and out; None: not in the table
-    "What a model costs by `[prices]` in settings.ini. Raises UsageError for a row that is not two numbers."
+    "What a model costs by `[prices]` in settings.ini; a file costs nothing. Raises UsageError for a row that is none."
     row = read_settings().get("prices", {}).get(model)
-    if row is None: return None
+    if row is None: return (0.0, 0.0) if names_file(model) else None
     try:
         inward, outward = map(float, row.split(","))
         return inward, outward

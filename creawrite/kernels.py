@@ -15,6 +15,7 @@ import glob, json, os, re, signal, sys, threading, time
 from pathlib import Path
 
 from .core import KitError, atomic, no_room, places, redact, refused_write, root, run_dir
+from .gguf import shown_engine
 from .settings import Plan, Stage, read_patterns
 
 # %% ../nbs/lib/kernels.ipynb #920dbdb8
@@ -211,6 +212,7 @@ def execute(
     register_engine(copy, stop)
     manager = kernel_manager(kernel_environment(plan, stage), descriptor, stop)
     values = plan.given[stage.name] | ({"run": plan.run} if "run" in stage.parameters else {})
+    if "engine" in values: values["engine"] = shown_engine(values["engine"])  # a model file by its digest
     try:
         with stop: papermill.execute_notebook(
             stage.notebook, None, values, engine_name="creawrite", kernel_name="python3", cwd=root(),

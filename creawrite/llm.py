@@ -25,8 +25,10 @@ from pydantic import BaseModel
 from .budget import Budget, Limits, price, read_limits
 from .core import KitError, run_dir
 from .dialect import Dialect, body_of
-from .engines import embedded_client, endpoint, remote_client
+from .engines import client_of, embedded_client, endpoint
+from .gguf import LocalModel
 from .ledger import OFFLINE, Ledger, key_of
+from .local import local_limits, local_settings
 from .messages import Missing, answer_format, parse_reply
 from .pacing import Pace, Try
 from .progress import Tally
@@ -53,6 +55,7 @@ class Wire:
         self.loops, self.on_wire, self.stopping = {}, {}, set()
         self.answered, self.last = 0, 0.0  # replies, and when the last one came
         self.known = False  # whether an earlier stage of the run was answered
+        self.server = ""  # slots and cache of a server of ours, for the ledger
 
     async def here(self) -> tuple:  # client and pace
         "Client and pace of the running event loop."
@@ -175,7 +178,7 @@ class Recorder(Connection):
         "One request over the wire, then into the ledger."
         client, pace = await self.here()
         wire = request | {"max_tokens": longest, "asked": request["max_tokens"], "extra": self.extra}
-        async with pace.gate:
+        async with pace.gate.of(wire):
             await self.budget.reserve(wire)
             began = time.monotonic()
             spared = again and (self.ledger.get(key) or ("",))[0].startswith("failed")
@@ -184,13 +187,13 @@ class Recorder(Connection):
             return self.record(role, wire, completion, key, text, again, form, retries, time.monotonic() - began)
 
     def record(self, role, wire, completion, key, text, again, form, retries, seconds) -> tuple[str, str]:
-        "Into the ledger; the row tells the form that was sent where it is not the one of the request."
+        "Into the ledger; the row tells the form that was sent where it is not the one of the request, and our server."
         status, reply, *tokens = completion
         # an endpoint that tells no usage is billed by characters, rather than not at all
         characters = sum(len(message["content"]) for message in wire["messages"]), len(reply)
         tokens = [count if known is None else known for known, count in zip(tokens, characters)]
         self.tally.tokens += tokens[1]
-        sent = {"form": form} if form else {}
+        sent = ({"form": form} if form else {}) | ({"server": self.server} if self.server else {})
         if wire["max_tokens"] != wire["asked"]: sent["max_tokens"] = wire["max_tokens"]
         return self.ledger.put(
             replace=again or self.mode == "live", key=key, engine=self.label, stage=self.stage, role=role,
@@ -293,7 +296,7 @@ def recorded_engine(
 # %% ../nbs/lib/llm.ipynb #ec5c81d4
 def open_llm(
     run: str,
-    engine: str = "auto",  # auto | offline | endpoint
+    engine: str = "auto",  # auto | offline | endpoint | local:FILE.gguf
     mode: str = "auto",  # auto: the ledger first | live: always ask | replay: the ledger only
     stage: str = "",  # who pays; $CREAWRITE_STAGE when empty
 ) -> LLM:
@@ -304,7 +307,11 @@ def open_llm(
         label, model = recorded_engine(ledger, run)
         return LLM(ledger, label, None, model, mode, read_limits(), stage=stage)
     place = endpoint(engine)
-    if place: return LLM(ledger, place.label, remote_client(place), place.model, mode, read_limits(), stage=stage)
+    if place:
+        limits = local_limits(read_limits()) if isinstance(place, LocalModel) else read_limits()
+        llm = LLM(ledger, place.label, client_of(place, run_dir(run)), place.model, mode, limits, stage=stage)
+        if isinstance(place, LocalModel): llm.server = local_settings().words
+        return llm
     from creawrite.offline import MODEL
     return LLM(ledger, OFFLINE, embedded_client(), MODEL, mode, read_limits(), stage=stage)
 

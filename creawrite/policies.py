@@ -14,10 +14,10 @@ architecture made here."""
 
 # %% auto #0
 __all__ = ['CHATML', 'PAD', 'START', 'END', 'POLICIES', 'HUB_NAME', 'policy_messages', 'policy_answer', 'train_tokenizer',
-           'chat_prompt', 'token_counts', 'check_shape', 'new_model', 'policy_dir', 'save_model', 'local_folder',
-           'model_start', 'source_of', 'start_inputs', 'model_inputs', 'quiet', 'load_policy', 'check_weights',
-           'check_model_folder', 'cached_folder', 'check_chat', 'open_config', 'check_model', 'check_policy',
-           'complete_batch', 'generate', 'greeting_loss']
+           'chat_prompt', 'token_counts', 'check_shape', 'new_model', 'policy_parts', 'policy_dir', 'trained_policies',
+           'save_model', 'local_folder', 'model_start', 'source_of', 'start_inputs', 'model_inputs', 'quiet',
+           'load_policy', 'check_weights', 'check_model_folder', 'cached_folder', 'check_chat', 'open_config',
+           'check_model', 'check_policy', 'complete_batch', 'generate', 'greeting_loss']
 
 # %% ../nbs/lib/policies.ipynb #3ee5a96a
 import os, re, sys
@@ -31,7 +31,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM)
 
-from .core import KitError, atomic, kit_path, read_json, root, run_dir, write_csv, write_json
+from .core import KitError, atomic, kit_path, read_json, root, run_dir, write_csv, write_json, write_jsonl
 from .task import TASK
 
 # %% ../nbs/lib/policies.ipynb #ccd662c4
@@ -126,13 +126,37 @@ def new_model(
 POLICIES = ["base", "sft", "base-rm", "base-judge", "sft-rm", "sft-judge"]
 
 
+def policy_parts(
+    name: str,  # one of POLICIES, or one of its GRPO runs with a further seed: sft-rm-43
+) -> tuple[str, str, int | None]:  # policy to start from, reward ("": none), seed (None: the run's own)
+    "What the name of a policy says. Raises KitError for an unknown name."
+    start, _, rest = name.partition("-")
+    reward, _, seed = rest.partition("-")
+    if "-".join(filter(None, (start, reward))) in POLICIES and (reward and seed.isdecimal() or name in POLICIES):
+        return start if reward else "base", reward, int(seed) if seed else None
+    raise KitError(f"policy {name!r} is unknown: choose from {', '.join(POLICIES)}, those with a reward also with a "
+                   "seed, as in sft-rm-43")
+
+
 def policy_dir(
     run: str,
-    name: str,  # one of POLICIES
+    name: str,  # as in `policy_parts`
 ) -> Path:  # outputs/<run>/sft/<name> or outputs/<run>/grpo/<name>
     "Where a policy of a run lies, trained or not. Raises KitError for an unknown name."
-    if name not in POLICIES: raise KitError(f"policy {name!r} is unknown: choose from {', '.join(POLICIES)}")
-    return run_dir(run) / ("grpo" if "-" in name else "sft") / name
+    return run_dir(run) / ("grpo" if policy_parts(name)[1] else "sft") / name
+
+
+def trained_policies(
+    run: str,
+) -> list[str]:  # in the order of POLICIES, further seeds after each
+    "The policies of a run that are there."
+    cards = list(run_dir(run).glob("sft/[!.]*/policy.json")) + list(run_dir(run).glob("grpo/[!.]*/policy.json"))
+    place = {}
+    for name in {card.parent.name for card in cards}:
+        try: start, reward, seed = policy_parts(name)
+        except KitError: continue  # not ours
+        place[name] = POLICIES.index(f"{start}-{reward}" if reward else name), -1 if seed is None else seed
+    return sorted(place, key=place.get)
 
 # %% ../nbs/lib/policies.ipynb #4a6bdfe4
 def save_model(
@@ -141,6 +165,7 @@ def save_model(
     tokenizer,
     card: str = "policy.json",  # file for the facts
     log: pd.DataFrame | None = None,  # training log, into log.csv
+    samples: list[dict] | None = None,  # what it wrote while it was trained, into samples.jsonl
     **facts,  # where the model came from
 ):
     "Write a model folder: weights, tokenizer, and a card with the facts."
@@ -151,6 +176,7 @@ def save_model(
             tokenizer.save_pretrained(part)
             facts["parameters"] = model.num_parameters()
         if log is not None: write_csv(part / "log.csv", log)
+        if samples is not None: write_jsonl(part / "samples.jsonl", samples)
         write_json(part / card, facts)
 
 # %% ../nbs/lib/policies.ipynb #c5f4324f

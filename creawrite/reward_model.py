@@ -15,15 +15,16 @@ the code of the training have changed."""
 
 # %% auto #0
 __all__ = ['training_pairs', 'matched_pairs', 'pair_sets', 'check_pair_lengths', 'check_reward_model', 'length_trend',
-           'measured_trend', 'train_reward_model', 'make_reward_model', 'make_reward_models', 'length_margins',
-           'evaluator_margins', 'table_accuracy', 'reliability', 'table_calibration', 'write_measures',
-           'table_by_slice', 'figure_calibration', 'figure_margins']
+           'measured_trend', 'in_halves', 'HalvesRewardTrainer', 'train_reward_model', 'make_reward_model',
+           'make_reward_models', 'length_margins', 'evaluator_margins', 'table_accuracy', 'reliability',
+           'table_calibration', 'write_measures', 'table_by_slice', 'figure_calibration', 'figure_margins']
 
 # %% ../nbs/06_reward_model.ipynb #2186c2db
-import datasets, numpy as np, pandas as pd
+import datasets, numpy as np, pandas as pd, torch
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoTokenizer
+from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import RewardConfig, RewardTrainer
 
 from .core import KitError, run_dir, stage_dir, write_csv
@@ -36,8 +37,9 @@ from .rewards import RewardModel, length_gaps, margins
 from .slices import TfidfScorer, pair_slices
 from .splits import PreferencePair, load_split, read_split
 from .stats import percent, wilson
-from .trainers import (
-    bf16, check_context, check_sizes, in_batches, lora_config, run_trainer, trained_before, trainer_settings)
+from creawrite.trainers import (
+    bf16, check_context, check_sizes, done, in_batches, lora_config, per_process, run_trainer, trained_before,
+    trainer_settings)
 
 # %% ../nbs/06_reward_model.ipynb #10619f36
 def training_pairs(
@@ -107,7 +109,7 @@ def check_reward_model(
 ):
     "Whether the training can start with these parameters. Raises KitError."
     check_sizes("reward_model", values, "learning_rate epochs batch_size gradient_accumulation max_length",
-                "threads lora_rank close compare_epochs")
+                "threads lora_rank close compare_epochs checkpoint_every")
     bf16(values["precision"])
     pairs, model, longest = training_pairs(run, values["pairs_from"]), values["model"], values["max_length"]
     sets = pair_sets(pairs, values["debias"], values["close"], values["compare_epochs"])
@@ -133,13 +135,42 @@ def measured_trend(
     "How the scores of a model rise with length."
     return scorer.per_character or length_trend(margins(scorer.score, pairs[:1000]), pairs[:1000])
 
+# %% ../nbs/06_reward_model.ipynb #23e253c8
+def in_halves(
+    model,  # of sequence classification
+    ids: torch.Tensor,  # (n, tokens), padded on the right
+    mask: torch.Tensor,  # (n, tokens): 1 where there is a token
+    **kwargs,  # of the model
+) -> tuple[torch.Tensor, float]:  # (n, 1) scores, and the share of padding in what was computed
+    "Scores of n texts, half of them at a time."
+    lengths, scores, computed = mask.sum(1), [], 0
+    order = lengths.argsort(stable=True)
+    for rows in order.chunk(2):
+        width = int(lengths[rows].max())
+        scores.append(model(input_ids=ids[rows, :width], attention_mask=mask[rows, :width], **kwargs).logits)
+        computed += width * len(rows)
+    return torch.cat(scores)[order.argsort()], 1 - int(lengths.sum()) / computed
+
+# %% ../nbs/06_reward_model.ipynb #ec7dbc19
+class HalvesRewardTrainer(RewardTrainer):
+    "TRL's trainer, with less padding, whose share it logs."
+
+    def compute_loss(self, model, inputs, **kwargs):
+        "TRL's loss."
+        def scored(input_ids, attention_mask, **options):
+            logits, padding = in_halves(model, input_ids, attention_mask, **options)
+            self._metrics["train"]["padding"].append(padding)
+            return SequenceClassifierOutput(logits=logits)
+        return super().compute_loss(scored, inputs, **kwargs)
+
 # %% ../nbs/06_reward_model.ipynb #35f09296
 def train_reward_model(
     start: tuple[str, dict],  # name or path, and arguments for from_pretrained
     pairs: list[PreferencePair],
     seed: int,  # adapter and head weights, order of the pairs
     lora_rank: int,  # 0 trains all weights
-    batch_size: int,  # pairs per step of one process
+    batch_size: int,  # pairs per step
+    resume: dict | None = None,  # work, key, every of `run_trainer`
     **settings,  # more of TRL's RewardConfig
 ) -> tuple:  # model with one output, tokenizer, log
     "A base turned into a model that scores."
@@ -148,15 +179,17 @@ def train_reward_model(
     tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
     rows = [{"prompt": policy_messages(pair.query), "chosen": policy_answer(pair.chosen),
              "rejected": policy_answer(pair.rejected)} for pair in pairs]
-    longer = lambda row: max(len(row[side][0]["content"]) for side in ("chosen", "rejected"))
-    rows = in_batches(rows, batch_size, longer, seed)
     fixed = dict(lr_scheduler_type="cosine", warmup_steps=0.05, train_sampling_strategy="sequential",
-                 per_device_train_batch_size=batch_size, model_init_kwargs=arguments)
-    trainer = RewardTrainer(
+                 per_device_train_batch_size=per_process(batch_size), model_init_kwargs=arguments)
+    trainer = HalvesRewardTrainer(
         name, RewardConfig(**trainer_settings(seed, **fixed | settings)), processing_class=tokenizer,
         train_dataset=datasets.Dataset.from_list(rows),
         peft_config=lora_config(lora_rank, task_type="SEQ_CLS", modules_to_save=["score"]))
-    fitted, log = run_trainer(trainer, "reward model")
+    sides = zip(trainer.train_dataset["chosen_ids"], trainer.train_dataset["rejected_ids"])
+    lengths = [sorted(map(len, ids), reverse=True) for ids in sides]
+    order = in_batches(range(len(lengths)), batch_size, lengths.__getitem__, seed)
+    trainer.train_dataset = trainer.train_dataset.select(order)
+    fitted, log = run_trainer(trainer, "reward model", **resume or {})
     return fitted, tokenizer, log
 
 # %% ../nbs/06_reward_model.ipynb #152efe42
@@ -167,6 +200,7 @@ def make_reward_model(
     seed: int,
     model: str,  # hub model or folder to start from; empty: the run's base
     debias: str,  # residual: the trend with length goes into the card
+    every: int = 0,  # steps between checkpoints
     **settings,  # of `train_reward_model`
 ):
     "reward_model/<name> and its log, unless they are there and nothing has changed. Raises KitError without a base."
@@ -176,13 +210,16 @@ def make_reward_model(
     facts, code = dict(seed=seed, **settings), [train_reward_model, save_model]
     if debias == "residual": code.append(measured_trend)
     key = fingerprint(code, origin | {"pairs": pairs}, facts | {"debias": debias})
+    work = folder / f".{name}"
     if trained_before(folder / name / "reward_model.json", key):
+        done(work)
         return print(f"reward_model/{name}: trained before, unchanged", flush=True)
-    fitted, tokenizer, log = train_reward_model(start, pairs, **facts)
+    fitted, tokenizer, log = train_reward_model(start, pairs, resume=dict(work=work, key=key, every=every), **facts)
     trend = measured_trend(RewardModel(fitted, tokenizer), pairs) if debias == "residual" else 0
     write_csv(folder / ("log.csv" if name == "model" else f"log_{name}.csv"), log)
     save_model(folder / name, fitted, tokenizer, card="reward_model.json", start=model or "base", pairs=len(pairs),
                debias=debias, per_character=trend, fingerprint=key, **facts)
+    done(work)
 
 # %% ../nbs/06_reward_model.ipynb #4552e4a2
 def make_reward_models(

@@ -12,8 +12,8 @@ __all__ = ['PACKAGES', 'PASSING', 'DECIDES_ALL', 'REPLAY', 'Hashes', 'engine_ide
            'missing_answers', 'stage_status', 'kept_note', 'alive', 'lock', 'wait_for_owner', 'in_progress',
            'expected_seconds', 'outlook', 'RunState', 'set_aside', 'run_stage', 'answering', 'unasked_endpoint',
            'what_is_asked', 'ahead', 'chosen_stages', 'stale_sources', 'advance', 'run_stages', 'stored_options',
-           'merged_options', 'plan_run', 'refuse_other_engine', 'refuse_change', 'known_run', 'table_status',
-           'keep_results']
+           'merged_options', 'plan_run', 'refuse_other_engine', 'refuse_change', 'known_run', 'unexported_sentence',
+           'table_status', 'keep_results']
 
 # %% ../nbs/lib/runner.ipynb #884145c1
 import importlib.metadata, json, os, platform, re, subprocess, time
@@ -27,8 +27,9 @@ import pandas as pd
 from .core import (KitError, UsageError, did_you_mean, digest, duration, file_digest, outputs_dir, places,
                             read_json, redact, remove, root, run_dir, write_json, writing)
 from .fingerprint import decisive_parts, notebook_digests, parts_digest, place_digest
+from .gguf import LOCAL, shown_engine
 from .kernels import clean, execute, executed_copies
-from .settings import Plan, Stage, find_stage, make_plan, read_patterns
+from .settings import Plan, Stage, make_plan, planned_stage, read_patterns, unexported
 
 # %% ../nbs/lib/runner.ipynb #696c69c4
 class Hashes:
@@ -77,8 +78,9 @@ def engine_identity(
 def shown_value(
     value,  # of a parameter
 ):  # what run.json tells of it
-    "No path of this machine: places in the kit are relative to it, others keep their name and a digest."
+    "No path of this machine: places in the kit are relative to it, others keep name and digest; a model file is one."
     if isinstance(value, list): return list(map(shown_value, value))
+    if isinstance(value, str) and value.startswith(LOCAL): return shown_engine(value)
     if not isinstance(value, str) or not Path(value).is_absolute(): return value
     inside = Path(value).is_relative_to(root())
     return str(Path(value).relative_to(root())) if inside else f"…/{Path(value).name} ({digest(value)[:8]})"
@@ -99,7 +101,7 @@ def stage_state(
 # %% ../nbs/lib/runner.ipynb #f59d8ab3
 PACKAGES = ["accelerate", "creawrite", "datasets", "ipykernel", "matplotlib", "nbclient", "nbdev", "numpy", "openai",
             "pandas", "papermill", "peft", "pyarrow", "pydantic", "scikit-learn", "scipy", "seaborn", "statsmodels",
-            "tokenizers", "torch", "transformers", "trl", "vllm"]
+            "tokenizers", "torch", "transformers", "trl", "vllm", "xllamacpp"]
 
 
 def versions() -> dict[str, str]:
@@ -315,7 +317,8 @@ class RunState:
         entry = {"status": status, "when": datetime.now(UTC).isoformat(timespec="seconds")}
         if "seconds" in old: entry["seconds"] = old["seconds"]
         entries = self.record["stages"] | {stage.name: entry | facts}
-        order = [other.name for other in self.plan.stages if other.name in entries]
+        known = sorted(self.plan.stages + self.plan.left_out, key=lambda other: other.notebook)
+        order = [other.name for other in known if other.name in entries]
         self.record["stages"] = {name: entries[name] for name in order}
         write_json(run_dir(self.plan.run) / "run.json", self.record)
 
@@ -423,8 +426,8 @@ def chosen_stages(
     "The stages that a command looks at. Raises UsageError."
     if first and only:
         raise UsageError("--from and --only exclude each other: --from runs a stage and all after it, --only just one")
-    if only: return [find_stage(only, plan.stages)]
-    begin = find_stage(first, plan.stages) if first else plan.stages[0]
+    if only: return [planned_stage(plan, only)]
+    begin = planned_stage(plan, first) if first else plan.stages[0]
     return [stage for stage in plan.stages if stage.notebook >= begin.notebook]
 
 # %% ../nbs/lib/runner.ipynb #10348d9a
@@ -473,8 +476,9 @@ def run_stages(
     say=print,  # takes one line
 ):
     "Bring a run up to date. Raises KitError when a stage fails."
+    from creawrite.local import servers_of_run
     chosen, began = chosen_stages(plan, first, only), time.monotonic()
-    with lock(plan.run) as descriptor:
+    with lock(plan.run) as descriptor, servers_of_run(plan.run):
         old, hashes = read_record(plan.run), Hashes(run_dir(plan.run) / ".hashes.json")
         if old["stages"] and old["profile"] != plan.profile:
             raise UsageError(f"outputs/{plan.run} holds a run of profile {old['profile']}: "
@@ -490,6 +494,7 @@ def run_stages(
         stale = stale_sources(progress, chosen)
         os.environ["CREAWRITE_STALE"] = ", ".join(stale)  # kernels inherit it: captions say so
         if stale: say(f"warning: these stages are stale, and this command does not renew them: {', '.join(stale)}")
+        if warning := unexported_sentence(): say(f"warning: {warning}")
         for line in what_is_asked(plan, progress.waiting): say(line)
         for stage in chosen:
             advance(progress, stage)
@@ -578,6 +583,15 @@ def known_run(
     return plan_run(run)
 
 
+def unexported_sentence() -> str:  # "" when package and notebooks say the same
+    "What to do about notebooks that were edited and not exported."
+    names = unexported()
+    if not names: return ""
+    shown = ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"
+    return (f"edited and not exported: {shown}; the package still holds what they said before: "
+            "run nbdev-export")
+
+
 def table_status(
     run: str,
 ) -> pd.DataFrame:  # stage, status, time, when, why
@@ -602,7 +616,7 @@ def keep_results(
     "Call a stale stage done, on record. Raises UsageError for one that is not stale, or without a reason."
     if not why.strip(): raise UsageError("--why is empty: say why the results may stay, it goes on record")
     plan = known_run(run)
-    stage = find_stage(name, plan.stages)
+    stage = planned_stage(plan, name)
     with lock(run):
         record, hashes = read_record(run), Hashes(run_dir(run) / ".hashes.json")
         old, now = record["stages"].get(stage.name, {}), stage_state(plan, stage, hashes)

@@ -11,11 +11,12 @@ table is empty nothing is claimed; what the labels are depends on what the data 
 
 # %% auto #0
 __all__ = ['PRINTED', 'LABEL_NOTES', 'OWN_LABELS', 'BASELINE', 'SIGNALS', 'NOISE', 'NOISE_ELSEWHERE', 'COUNTS', 'TEXT_CLAIMS',
-           'OF', 'Reading', 'read_cell', 'readings', 'row_readings', 'enumerated', 'leaders', 'highest', 'apart',
-           'against', 'sentence', 'whoever', 'label_note', 'first_of_all', 'says_table1', 'policy_readings',
-           'only_noise', 'beside_base', 'says_excellence', 'says_table4', 'says_people', 'weakest', 'says_probe',
-           'says_evaluators', 'p_small', 'says_comparisons', 'says_text', 'says_rewards', 'says_preflight',
-           'says_trainings', 'shown_check', 'separates', 'says_audit', 'says_bar']
+           'FAILS', 'OF', 'REFERENCE', 'NONE_FOUND', 'Reading', 'read_cell', 'readings', 'row_readings', 'enumerated',
+           'leaders', 'highest', 'apart', 'against', 'sentence', 'whoever', 'label_note', 'first_of_all', 'says_table1',
+           'policy_readings', 'only_noise', 'beside_base', 'says_excellence', 'says_table4', 'says_people', 'weakest',
+           'says_probe', 'says_evaluators', 'p_small', 'says_comparisons', 'says_text', 'says_rewards',
+           'says_preflight', 'counts_of', 'says_training_course', 'says_trainings', 'says_corrected', 'says_transfer',
+           'says_findings', 'shown_check', 'separates', 'says_audit', 'says_bar']
 
 # %% ../nbs/lib/sentences.ipynb #6d77a0e4
 import math, re
@@ -374,29 +375,56 @@ def says_rewards(
     return " ".join([*told, NOISE_ELSEWHERE] if noise else told)
 
 # %% ../nbs/lib/sentences.ipynb #025eb2d6
-OF = re.compile(r"(\d+) of (\d+)")
+FAILS = ", fails"  # the end of a cell of Table L
 
 
 def says_preflight(
-    cells: pd.DataFrame,  # Table L as printed: reward, one column per kind of text ("1 of 2"), missing
+    cells: pd.DataFrame,  # Table L as printed: kind, needed, one column per reward, a failure ending in FAILS
+    meanings: dict[str, str],  # kind -> what a failure means: the reward ...
 ) -> str:
-    "Which rewards a worthless text can please."
+    "Which rewards can be pleased by what deserves less."
     told = []
-    for row in cells.to_dict("records"):
-        tried = {kind: [int(part) for part in found.groups()] for kind, cell in row.items()
-                 if (found := OF.fullmatch(str(cell)))}
-        holes = [kind for kind, (passed, of) in tried.items() if passed < of]
-        total = [sum(column) for column in zip(*tried.values())] or [0, 0]
-        counted = f"{row['reward']} puts {total[0]} of {total[1]} worthless texts below the sound greeting"
-        if not holes: told.append(f"{counted}.")
-        else: told.append(f"Warning: {counted}. It fails on {', '.join(holes)} text: a policy trained on it may learn "
-                          "just that.")
-        if row["missing"]: told.append(f"{row['missing']} of its values are missing, and a missing value never passes.")
+    for reward in cells.columns.drop(["kind", "needed"], errors="ignore"):
+        tried = {row["kind"]: str(row[reward]) for row in cells.to_dict("records") if row[reward]}
+        holes = [kind for kind, cell in tried.items() if cell.endswith(FAILS)]
+        passed = f"{reward} passes {len(tried) - len(holes)} of {len(tried)} kinds"
+        if not holes: told.append(f"{passed}.")
+        for hole in holes: told.append(f"On {hole} it {meanings.get(hole, 'fails')}.")
+        if holes: told.insert(-len(holes), f"Warning: {passed}, and a policy may learn just what it fails on.")
     return " ".join(told)
 
 # %% ../nbs/lib/sentences.ipynb #246e3ffe
+OF = re.compile(r"(\d+) of (\d+)")
+
+
+def counts_of(
+    cells: pd.DataFrame,  # Table H as printed
+    column: str,  # of counts: "6 of 6", for several seeds "6 of 6; 2 of 6"
+) -> dict[str, list[tuple[int, int]]]:  # run -> its pairs
+    "Counts out of a whole, read back."
+    pairs = zip(cells.get("run", []), cells.get(column, []))
+    return {run: [(int(part), int(whole)) for part, whole in OF.findall(str(cell))] for run, cell in pairs}
+
+
+def says_training_course(
+    cells: pd.DataFrame,  # Table H as printed: run, live groups, constant, kept, stopped
+) -> list[str]:  # sentences
+    "Whose training had little to learn from, ended early, or whose weights are not the last ones."
+    equal = counts_of(cells, "constant").items()
+    still = [run for run, pairs in equal if any(pairs) and all(part == whole > 0 for part, whole in pairs)]
+    earlier = [run for run, pairs in counts_of(cells, "kept").items() if any(part < whole for part, whole in pairs)]
+    name = lambda runs: [Reading(run, "", 0) for run in runs]
+    told = whoever(name(still),
+                   "In every update all completions of a prompt had the same reward, so nothing was learned")
+    told += whoever([row for row in readings(cells, "run", "live groups") if row.value < 0.5],
+                    "In more than half of its groups nothing could be learned, all completions having one reward")
+    told += whoever(name(earlier), "The weights kept are those of an earlier step than the last")
+    ended = [(run, why) for run, why in zip(cells.get("run", []), cells.get("stopped", [])) if why]
+    return told + [f"The training of {run} ended early: {why}." for run, why in ended]
+
+
 def says_trainings(
-    cells: pd.DataFrame,  # Table H as printed: run, gain, updates without a difference ("6 of 6")
+    cells: pd.DataFrame,  # Table H as printed: run, seeds, gain, and how each training went
 ) -> str:
     "Whose own reward rose, and whose training had nothing to learn from."
     gains = readings(cells, "run", "gain")
@@ -404,12 +432,71 @@ def says_trainings(
     told += whoever([row for row in gains if row.high < 0], "Own reward falls, its interval below 0")
     told += whoever([row for row in gains if row.low <= 0 <= row.high],
                     "Own reward is not told from unchanged, its interval holding 0")
-    still = []
-    for name, cell in zip(cells.get("run", []), cells.get("constant", [])):
-        found = OF.fullmatch(str(cell))
-        if found and int(found[2]) and found[1] == found[2]: still.append(Reading(name, cell, int(found[1])))
-    told += whoever(still, "In every update all completions of a prompt had the same reward, so nothing was learned")
+    told += says_training_course(cells)
+    single = [run for run, seeds in zip(cells.get("run", []), cells.get("seeds", [])) if seeds == 1]
+    told += whoever([Reading(run, "", 0) for run in single],
+                    "Trained with one seed, so another seed may do otherwise by more than the interval says")
     return " ".join([*told, "A gain in its own reward says that GRPO worked, not that greetings got better."])
+
+# %% ../nbs/lib/sentences.ipynb #b65aef37
+def says_corrected(
+    cells: pd.DataFrame,  # Table J as printed: policy, signal, as judged, corrected, labelled rows, why not corrected
+) -> str:
+    "What is left of the rates once the judges' known errors are taken out."
+    told = []
+    for signal, part in cells.groupby("signal", sort=False) if len(cells) else ():
+        rows = readings(part, "policy", "corrected")
+        judged = {row.name: row for row in readings(part, "policy", "as judged")}
+        told.append(f"By {signal} {len(rows)} of {len(part)} rates can be corrected.")
+        if rows: told.append(f"By {signal} {highest(rows, 'corrected rate', ' %')}.")
+        for word in ("above", "below"):
+            moved = [row for row in rows if row.name in judged and apart(row, judged[row.name]) == word]
+            told += whoever(moved, f"By {signal} the corrected rate is {word} the one as judged")
+        for why, refused in part[part["why not corrected"] != ""].groupby("why not corrected", sort=False):
+            told.append(f"By {signal} there is no corrected rate of {enumerated(list(refused.policy))}: {why}.")
+    told.append("The errors are those on labelled evaluation rows; on policies' texts a judge may err more or less, so "
+                "a corrected rate is what holds if they carry over.")
+    return " ".join(told)
+
+# %% ../nbs/lib/sentences.ipynb #43ee0214
+REFERENCE = " (reference)"  # the end of the name of an examiner that only says what goes with a gain
+
+
+def says_transfer(
+    cells: pd.DataFrame,  # Table X as printed: run, examiner, gain by training reward, gain by examiner, ratio
+) -> str:
+    "Whether judges that did not train a policy see its gain."
+    pairs = [f"{run} by {examiner}" for run, examiner in zip(cells.get("run", []), cells.get("examiner", []))]
+    judges = cells.assign(pair=pairs)[[not pair.endswith(REFERENCE) for pair in pairs]]
+    gains = readings(judges, "pair", "gain by examiner")
+    told = whoever([row for row in gains if row.low > 0], "An examiner sees a gain, its interval above 0")
+    told += whoever([row for row in gains if row.high < 0], "An examiner sees a loss, its interval below 0")
+    told += whoever([row for row in gains if row.low <= 0 <= row.high],
+                    "An examiner cannot tell the policy from its start, the interval holding 0")
+    losses = {row.name.partition(" by ")[0] for row in gains if row.high < 0}
+    rose = [row for row in readings(judges, "run", "gain by training reward") if row.value > 0 and row.name in losses]
+    told += whoever(list({row.name: row for row in rose}.values()),
+                    "The reward that trained it rises while an examiner sees a loss")
+    if not gains: told.append("No examiner has seen a policy.")
+    return " ".join([*told, "Examiners that agree may share a blind spot; one that disagrees may be the one in error."])
+
+# %% ../nbs/lib/sentences.ipynb #cb15d989
+NONE_FOUND = "none found"  # in Table W, of a run without a finding
+
+
+def says_findings(
+    cells: pd.DataFrame,  # Table W as printed: run, feature, kind, onset, evidence
+) -> str:
+    "What the rewards like and the examiners do not."
+    told = []
+    for run, part in cells.groupby("run", sort=False) if len(cells) else ():
+        features = [f"{feature} (from step {onset})" if onset else feature
+                    for feature, onset in zip(part.feature, part.onset) if feature != NONE_FOUND]
+        if features: told.append(f"In {run} the reward likes what the examiners do not: {enumerated(features)}.")
+    clean = [Reading(run, "", 0) for run, feature in zip(cells.get("run", []), cells.get("feature", []))
+             if feature == NONE_FOUND]
+    told += whoever(clean, "No such change is found")
+    return " ".join([*told, "A finding is a statistical sign, so read the texts; none found is no proof of none."])
 
 # %% ../nbs/lib/sentences.ipynb #01820a79
 def shown_check(

@@ -9,7 +9,8 @@ depends on). Both are read, not run."""
 # %% auto #0
 __all__ = ['SECRET_PARAMETER', 'TRUTH', 'KINDS', 'OWN_KEYS', 'NO_PROFILE', 'OUR_DATA', 'Parameter', 'parameters', 'declared',
            'Stage', 'read_cells', 'read_stage', 'stages', 'find_stage', 'defaults', 'looks_random', 'refuse_secret',
-           'convert', 'Plan', 'give', 'override', 'give_profile', 'make_plan', 'read_pattern', 'read_patterns']
+           'convert', 'Plan', 'speaking_of', 'parameter_hint', 'planned_stage', 'give', 'override', 'choose_stages',
+           'give_profile', 'make_plan', 'read_pattern', 'read_patterns', 'exported_cells', 'unexported']
 
 # %% ../nbs/lib/settings.ipynb #6bc265cc
 import ast, glob, json, re
@@ -173,8 +174,9 @@ def convert(
     return value
 
 # %% ../nbs/lib/settings.ipynb #d4eb081d
-OWN_KEYS = {"description": "what the profile is for", "offline": "true: kernels run with HF_HUB_OFFLINE=1"}
-NO_PROFILE = {"limits", "prices"}  # sections of settings.ini that decide no result
+OWN_KEYS = {"description": "what the profile is for", "offline": "true: kernels run with HF_HUB_OFFLINE=1",
+            "stages": 'JSON list of the stages that it runs, such as ["data", "audit"]; without it all'}
+NO_PROFILE = {"limits", "local", "prices", "examiners"}  # sections of settings.ini that decide no result
 
 
 @dataclass
@@ -186,12 +188,55 @@ class Plan:
     given: dict  # stage -> parameter -> value
     overrides: list = field(default_factory=list)
     offline: bool = False
+    left_out: list = field(default_factory=list)  # stages that the profile does not run
+    description: str = ""  # of the profile
 
     def values(self, stage: Stage) -> dict:
         "Every parameter of a stage as it will be."
         return {name: p.default for name, p in stage.parameters.items() if name != "run"} | self.given[stage.name]
 
+# %% ../nbs/lib/settings.ipynb #45541732
+def speaking_of(
+    word: str,  # that is no parameter
+    takers: list[Stage],  # where to look
+) -> list[str]:  # parameters, at most four
+    "Parameters whose initials it is; else those whose name or comment holds a part of it."
+    parts = [part for part in re.split(r"[\W_]+", word.lower()) if len(part) > 1]
+    known = {name: each for stage in takers for name, each in stage.parameters.items() if name != "run"}
+    short = [name for name in known if len(word) > 1 and word == "".join(piece[:1] for piece in name.split("_"))]
+    if short: return short[:4]
+    words = {name: re.findall(r"\w+", each.comment.lower()) for name, each in known.items()}
+    return [name for name in known if any(part in name or part in words[name] for part in parts)][:4]
+
+
+def parameter_hint(
+    key: str,  # that is no parameter of any of them
+    takers: list[Stage],
+    everywhere: list[Stage],  # all stages of the plan
+) -> str:  # end of an error sentence
+    "What was meant, perhaps."
+    elsewhere = [stage.name for stage in everywhere if key in stage.parameters]
+    if elsewhere: return f"write {', '.join(f'{name}.{key}' for name in elsewhere)}"
+    known = {name for stage in takers for name in stage.parameters} - {"run"}
+    nearest, found = did_you_mean(key, known), speaking_of(key, takers)
+    if nearest.startswith("the nearest") and len(key) > 3: return nearest
+    if found: return f"perhaps {' or '.join(found)}"
+    if len(known) <= 40: return nearest
+    return "what can be set stands in the parameters cell of each notebook, nbs/NN_stage.ipynb"
+
 # %% ../nbs/lib/settings.ipynb #86149c92
+def planned_stage(
+    plan: Plan,
+    name: str,  # of a stage
+) -> Stage:
+    "A stage of the plan by name. Raises UsageError, also for one that the profile leaves out."
+    if any(name in (stage.name, stage.notebook.stem) for stage in plan.left_out):
+        runs = ", ".join(stage.name for stage in plan.stages)
+        raise UsageError(f"profile {plan.profile} does not run stage {name}, only {runs}: name it under stages in "
+                         f"settings.ini [{plan.profile}], or take another profile")
+    return find_stage(name, plan.stages)
+
+
 def give(
     plan: Plan,  # takes the value
     key: str,  # parameter
@@ -203,9 +248,9 @@ def give(
     refuse_secret(key, text, place)
     if key == "run": raise UsageError(f"{place}: run cannot be set here: name the run with --run")
     having = [stage for stage in takers if key in stage.parameters]
-    known = {name for stage in takers for name in stage.parameters} - {"run"}
     whose = f"stage {takers[0].name} has no" if len(takers) == 1 else "no stage has a"
-    if not having: raise UsageError(f"{place}: {whose} parameter {key!r}; {did_you_mean(key, known)}")
+    if not having:
+        raise UsageError(f"{place}: {whose} parameter {key!r}; {parameter_hint(key, takers, plan.stages)}")
     for stage in having: plan.given[stage.name][key] = convert(text, stage.parameters[key], place)
 
 
@@ -218,25 +263,40 @@ def override(
     stage, _, key = name.strip().rpartition(".")
     if not equals or not key:
         raise UsageError(f"-p {redact(text)}: write stage.key=value, or key=value for every stage that has the key")
-    give(plan, key, value, [find_stage(stage, plan.stages)] if stage else plan.stages, f"-p {name.strip()}")
+    give(plan, key, value, [planned_stage(plan, stage)] if stage else plan.stages, f"-p {name.strip()}")
 
 # %% ../nbs/lib/settings.ipynb #12b11255
+def choose_stages(
+    plan: Plan,  # takes the choice
+    text: str,  # JSON list of names
+    place: str,  # named in errors
+):
+    "Keep the stages that a profile names, in their own order. Raises UsageError."
+    names = convert(text, Parameter("stages", "list[str]", []), place)
+    chosen = [find_stage(str(name), plan.stages) for name in names]
+    if not chosen: raise UsageError(f"{place}: stages names none: take the line away to run all")
+    plan.left_out = [stage for stage in plan.stages if stage not in chosen]
+    plan.stages = [stage for stage in plan.stages if stage in chosen]
+    plan.given = {stage.name: {} for stage in plan.stages}
+
+
 def give_profile(
     plan: Plan,  # takes the values
     sections: dict,  # of settings.ini
 ):
     "The plain section to every stage that has the key, then `[profile.stage]` to that stage. Raises UsageError."
     profile, own = plan.profile, sections[plan.profile]
-    offline = Parameter("offline", "bool", False)
-    plan.offline = convert(own.get("offline", "false"), offline, f"settings.ini [{profile}]")
+    place, offline = f"settings.ini [{profile}]", Parameter("offline", "bool", False)
+    plan.offline, plan.description = convert(own.get("offline", "false"), offline, place), own.get("description", "")
+    if "stages" in own: choose_stages(plan, own["stages"], place)
     for key, text in own.items():
-        if key not in OWN_KEYS: give(plan, key, text, plan.stages, f"settings.ini [{profile}]")
+        if key not in OWN_KEYS: give(plan, key, text, plan.stages, place)
     for section in (name for name in sections if name.startswith(f"{profile}.")):
-        name = section.removeprefix(f"{profile}.")
-        if name not in plan.given:
-            raise UsageError(f"settings.ini [{section}]: no stage {name!r} in nbs; {did_you_mean(name, plan.given)}")
-        for key, text in sections[section].items():
-            give(plan, key, text, [find_stage(name, plan.stages)], f"settings.ini [{section}]")
+        name, known = section.removeprefix(f"{profile}."), [stage.name for stage in plan.stages + plan.left_out]
+        if name not in known:
+            raise UsageError(f"settings.ini [{section}]: no stage {name!r} in nbs; {did_you_mean(name, known)}")
+        taker = planned_stage(plan, name)
+        for key, text in sections[section].items(): give(plan, key, text, [taker], f"settings.ini [{section}]")
 
 
 def make_plan(
@@ -282,3 +342,31 @@ def read_patterns(
     "What a stage declares to read, with its place."
     found = {entry: read_pattern(entry, plan.values(stage), plan.run) for entry in stage.reads}
     return {entry: pattern for entry, pattern in found.items() if pattern}
+
+# %% ../nbs/lib/settings.ipynb #4a3c900e
+def exported_cells(
+    notebook: Path,  # .ipynb
+) -> tuple[str, list[str], int]:  # module ("" for none), sources of its exported cells, code cells among them
+    "What a notebook says its module is."
+    module, sources, coded = "", [], 0
+    for kind, source, _ in read_cells(notebook):
+        first, _, rest = source.partition("\n")
+        if name := re.match(r"#\|\s*default_exp\s+(\w+)", first): module = name[1]
+        if not re.match(r"#\|\s*exports?\s*$", first): continue
+        sources, coded = [*sources, rest.strip()], coded + (kind == "code")
+    return module, sources, coded
+
+
+def unexported() -> list[str]:  # nbs/lib/name.ipynb, ...
+    "Notebooks whose module does not say what they say; none where the package is installed elsewhere."
+    found = []
+    if not (root() / "creawrite").is_dir(): return found
+    plain = lambda text: re.sub(r"(?m)^(\s*(?:from|import) )\.(?=\w)", r"\1creawrite.", text)
+    for notebook in sorted([*(root() / "nbs").glob("[0-9][0-9]_*.ipynb"), *(root() / "nbs/lib").glob("*.ipynb")]):
+        module, sources, coded = exported_cells(notebook)
+        if not module: continue
+        path = root() / "creawrite" / f"{module}.py"
+        text = plain(path.read_text(encoding="utf-8")) if path.is_file() else ""
+        same = text.count("\n# %% ../nbs/") == coded and all(plain(source) in text for source in sources)
+        if not same: found.append(notebook.relative_to(root()).as_posix())
+    return found

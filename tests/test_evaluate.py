@@ -2,18 +2,22 @@
 published examples and simulation."""
 import asyncio
 import gc
+import shutil
 
 import krippendorff
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, precision_score, recall_score
+from small_kit import QUERIES, RUN, good, small_kit
 
 from creawrite import evaluate, policies, probe, slices, splits, stats
-from creawrite.core import run_dir, write_json
+from creawrite.core import run_dir, write_json, write_jsonl
 from creawrite.llm import open_llm
-from creawrite.tables import EVALUATORS
+from creawrite.tables import EVALUATORS, SLICE_LABELS
 
 FAST = dict(n_bootstrap=300, seed=1)
 
@@ -168,7 +172,6 @@ def policy():
 
 
 def test_surprise_is_the_models_own_loss(policy):
-    import torch
     model, tokenizer = policy
     queries = ["生日祝福", "写给奶奶的重阳节祝福", "早安"]
     texts = ["愿你前路有光", "", "岁岁平安，日日有晴，年年如意"]
@@ -192,7 +195,7 @@ def test_prompts_that_training_nearly_knows_are_left_out(kit):
 
 def test_probe_pairs_are_spread_over_the_flaws():
     assert pd.Series([pair["flaw"] for pair in probe.probe_pairs(36)]).value_counts().eq(3).all()
-    assert len(probe.probe_pairs()) == 312
+    assert len(probe.probe_pairs()) == 216
 
 
 def test_a_judge_that_cannot_tell_scores_half():
@@ -222,3 +225,59 @@ def test_a_verdict_costs_what_its_roles_cost():
     found = {row["measure"]: (row["value"], row["n"]) for row in evaluate.costs_per_verdict("multi_agent", by_role)}
     assert found == {"tokens per verdict": (40.0, 16), "seconds per verdict": (pytest.approx(0.5 + 3 * 0.25), 16)}
     assert evaluate.costs_per_verdict("TF-IDF", by_role) == []
+
+
+# ---- from trained policies to tables, two seeds of one policy
+
+def shaken(path, noise):
+    "Other weights in a model's file."
+    chance = torch.Generator().manual_seed(0)
+    weights = {name: each + noise * torch.randn(each.shape, generator=chance) for name, each in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+    "A small kit with a base, an SFT policy and sft-rm of two seeds, their texts judged by the offline engine."
+    with small_kit(tmp_path_factory.mktemp("seeded")) as folder:
+        for name, noise in (("sft-rm", 0.0), ("sft-rm-43", 0.3)):  # two trainings that came out differently
+            shutil.copytree(policies.policy_dir(RUN, "sft"), policies.policy_dir(RUN, name))
+            shaken(policies.policy_dir(RUN, name) / "model.safetensors", noise)
+        write_json(run_dir(RUN) / "adversarial" / "judge_without_reflection.json", {"principles": ["跑题，判 Bad"]})
+        rows = [splits.EvaluationRow(id=f"e{i}", query=QUERIES[i % 16], label=i % 2,
+                                     response=good(QUERIES[i % 16]) if i % 2 else "祝快乐。") for i in range(64)]
+        write_jsonl(run_dir(RUN) / "data" / "evaluation.jsonl", [row.model_dump() for row in rows])
+        ids = [row.id for row in rows]
+        write_json(run_dir(RUN) / "audit" / "slices.json",
+                   {"evaluation": {name: ids for name in SLICE_LABELS}})
+        yield folder
+
+
+def test_every_seed_writes_and_a_policy_is_one_line(seeded):
+    llm, bootstrap = open_llm(RUN, "offline"), dict(n_bootstrap=100, seed=1)
+    prompts = slices.unseen_prompts(RUN)
+    texts = evaluate.write_generations(RUN, prompts, seed=1, max_new_tokens=12, temperature=1.0)
+    assert list(texts.policy.unique()) == ["base", "sft", "sft-rm", "sft-rm-43"]
+    assert texts.groupby("policy").prompt_id.apply(list).map(tuple).nunique() == 1
+    scores = asyncio.run(evaluate.score_policies(RUN, llm, texts, n_refits=4, n_self_bleu=4, **bootstrap))
+    folder = run_dir(RUN) / "evaluate"
+    for name in ("excellence", "excellence_controlled", "rewards"):
+        table = pd.read_csv(folder / f"{name}.csv")
+        assert table.groupby("policy").seeds.max().to_dict() == {"base": 1, "sft": 1, "sft-rm": 2}, name
+    rewards = pd.read_csv(folder / "rewards.csv").query("scene == 'all' and reward == 'reward model'")
+    rewards = rewards.set_index("policy")
+    by_seed = scores.groupby("policy").reward_model.mean()
+    assert rewards.value["sft-rm"] == pytest.approx((by_seed["sft-rm"] + by_seed["sft-rm-43"]) / 2)
+    assert rewards.value["sft-rm"] != pytest.approx(rewards.value["sft"])
+    assert set(pd.read_csv(folder / "text.csv").policy) == {"base", "sft", "sft-rm"}
+    rows = evaluate.labelled_rows(RUN, 0, seed=1)
+    verdicts = asyncio.run(evaluate.judge_labels(
+        RUN, rows, evaluate.judge_evaluators(RUN, llm), evaluate.score_evaluators(RUN), **bootstrap))
+    corrected = evaluate.correct_rates(RUN, verdicts, **bootstrap)
+    assert set(corrected.policy) == {"base", "sft", "sft-rm"} and (corrected.n_labelled == 64).all()
+    assert (corrected.corrected.isna() == (corrected.reason != "")).all()
+    known = corrected.dropna(subset="corrected")
+    assert known.eval("0 <= low <= corrected <= high <= 1").all()
+    comparisons = evaluate.compare_all(RUN, verdicts, scores, **bootstrap)
+    pairs = comparisons[comparisons.measure == "reward model"][["first", "second"]].values.tolist()
+    assert pairs == [["base", "sft"], ["base", "sft-rm"], ["sft", "sft-rm"]]

@@ -55,15 +55,17 @@ def stale(before: dict) -> set[str]:
     return {name for name, code in states().items() if code != before[name]}
 
 
-EVERY = {"data", "audit", "multi_agent", "adversarial", "sft", "reward_model", "grpo", "evaluate", "paper"}
+EVERY = {"data", "audit", "multi_agent", "adversarial", "sft", "reward_model", "grpo", "evaluate", "examine", "paper"}
 EDITS = {  # file, old, new, stages that must be stale
-    "reward class": ("rewards.py", "class JudgeReward:", "class JudgeReward:\n    weight = 2\n", {"grpo"}),
-    "judge": ("judge.py", "class Judge:", "class Judge:\n    limit = 1\n", {"adversarial", "grpo", "evaluate"}),
+    "reward class": ("rewards.py", "class JudgeReward:", "class JudgeReward:\n    weight = 2\n", {"grpo", "examine"}),
+    "judge": ("judge.py", "class Judge:", "class Judge:\n    limit = 1\n",
+              {"adversarial", "grpo", "evaluate", "examine"}),
     "debate prompt": ("task.py", "你在一场关于祝福语的辩论中担任正方", "你在一场辩论中担任正方",
-                      {"multi_agent", "evaluate"}),
+                      {"multi_agent", "evaluate", "examine"}),
     "game prompt": ("task.py", "你要写一条看上去不错", "请写一条看上去不错", {"adversarial"}),
-    "answer schema": ("answers.py", "一句话理由", "一句理由", {"multi_agent", "evaluate"}),
-    "rule of the rulebook": ("flaws.py", "扫码", "扫描", {"multi_agent", "adversarial", "grpo", "evaluate"}),
+    "answer schema": ("answers.py", "一句话理由", "一句理由", {"multi_agent", "evaluate", "examine"}),
+    "rule of the rulebook": ("flaws.py", "扫码", "扫描",
+                             {"multi_agent", "adversarial", "grpo", "evaluate", "examine", "laboratory"}),
     "reading of rows": ("splits.py", "def load_split(", "def load_split_of(", EVERY - {"paper"}),
     "a digest": ("core.py", '"\\0".join(parts)', '"\\1".join(parts)', {"multi_agent", "sft", "reward_model", "grpo"}),
     "intervals": ("stats.py", 'method="wilson"', 'method="beta"', EVERY - {"data", "sft", "grpo", "paper"}),

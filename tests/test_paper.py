@@ -107,6 +107,83 @@ def test_a_row_of_the_paper_says_what_stands_in_it(kit, card, label):
     assert ("our base is another model" in caption) == ("the paper's own" not in label)
 
 
+def log_of(*rewards, live=0.5):
+    "A training log of so many updates."
+    rows = [(step, "reward", value) for step, value in enumerate(rewards, 1)] + [(1, "live_groups", live)]
+    return pd.DataFrame(rows, columns=["step", "metric", "value"])
+
+
+@pytest.fixture
+def seeded(kit):
+    "A run whose sft-rm was trained with two seeds, which examiners have seen, one seed with a finding."
+    folder = run_dir("seeded")
+    for name, rewards, stopped in (("sft-rm", (0, 1, 2), ""), ("sft-rm-43", (0, 3), "Entropy fell to a tenth.")):
+        write_csv(folder / "grpo" / name / "log.csv", log_of(*rewards, live=0.2 * len(rewards)))
+        write_json(folder / "grpo" / name / "policy.json", {"kept_step": 2, "steps": len(rewards), "stopped": stopped})
+    line = dict(run="sft-rm", reward="reward_model", n=40, seeds=2, missing=0, before=0.0, after=2.0, gain=2.0)
+    line |= dict(low=-3.0, high=7.0)
+    write_csv(folder / "grpo" / "gains.csv", pd.DataFrame([line]))
+    kinds = dict(reward="reward_model", n=48, missing=0, needed="low > 50 %")
+    write_csv(folder / "grpo" / "preflight.csv", pd.DataFrame([
+        kinds | dict(kind="twins", passed=25, rate=0.52, low=0.38, high=0.66, ok=False),
+        kinds | dict(kind="shuffled", passed=45, rate=0.94, low=0.83, high=0.98, ok=True)]))
+    seen = dict(run="sft-rm", reward="reward_model", gain_training=2.0, ratio=-0.2, ratio_low=-0.3, ratio_high=-0.1)
+    write_csv(folder / "examine" / "transfer.csv", pd.DataFrame([
+        seen | dict(examiner="offline", gain=-0.2, low=-0.3, high=-0.1),
+        seen | dict(examiner="tfidf", gain=0.1, low=0.05, high=0.2)]))
+    changed = dict(run="sft-rm", kind="length", before=40.0, after=80.0, difference=40.0, p_holm=1e-6, liked=0.9)
+    changed |= dict(feature="length", support=-0.4, finding=1)
+    write_csv(folder / "examine" / "changes.csv", pd.DataFrame([changed]))
+    write_json(folder / "examine" / "findings.json", [
+        dict(run="sft-rm", feature="length", kind="length", onset=2, evidence="Length goes from 40.0 to 80.0.")])
+    points = [dict(run=name, step=0, judge="training", value=0.0) for name in ("sft-rm", "sft-rm-43")]
+    write_csv(folder / "examine" / "curves.csv", pd.DataFrame(points))
+    return "seeded"
+
+
+def test_trainings_of_several_seeds_are_one_line(seeded):
+    trainings, preflight = paper.described_trainings(seeded, "")
+    assert trainings.cells.to_dict("records") == [{
+        "run": "sft-rm", "reward": "reward_model", "seeds": 2, "before": "0.000", "after": "2.000",
+        "gain": "2.000 [-3.000, 7.000]", "live groups": "0.500", "kept": "2 of 3; 2 of 2",
+        "stopped": "Entropy fell to a tenth", "n": 40, "missing": 0}]
+    assert "The training of sft-rm ended early: Entropy fell to a tenth." in trainings.sentence
+    assert "one seed" not in trainings.sentence and "not told from unchanged" in trainings.sentence
+    assert preflight.cells.reward_model.tolist() == [
+        "52.0 [38.0, 66.0], n = 48, fails", "94.0 [83.0, 98.0], n = 48"]
+    assert ("Warning: reward_model passes 1 of 2 kinds, and a policy may learn just what it fails on. On twins it "
+            "cannot tell a sound greeting from a flawed one of equal length.") == preflight.sentence
+
+
+def test_examiners_and_findings_stand_in_the_report(seeded):
+    transfer, changes, findings = paper.described_examiners(seeded, "")
+    assert transfer.cells["gain by examiner"].tolist() == ["-0.200 [-0.300, -0.100]", "0.100 [0.050, 0.200]"]
+    assert "The reward that trained it rises while an examiner sees a loss: sft-rm." in transfer.sentence
+    assert changes.cells[["feature", "support", "finding"]].values.tolist() == [["length", "-0.40", "1"]]
+    assert findings.sentence.startswith("In sft-rm the reward likes what the examiners do not: length (from step 2).")
+    assert "No such change is found: sft-rm-43." in findings.sentence
+    for table in (transfer, changes, findings):
+        tables.write_table(run_dir(seeded) / "paper", table)
+        assert table.caption.startswith("Table ") and table.name in sum(paper.STORY.values(), [])
+    (run_dir(seeded) / "examine" / "findings.json").write_text("[]")
+    clean = paper.described_examiners(seeded, "")[-1]
+    assert clean.sentence.startswith("No such change is found: sft-rm, sft-rm-43.")
+
+
+def test_curves_are_means_over_seeds(seeded):
+    lines = paper.training_logs(seeded)["GRPO: reward model's score"]
+    assert [(label, len(logs)) for label, logs, _ in lines] == [("base-rm", 0), ("sft-rm", 2)]
+    panel = paper.figure_training(seeded).axes[2]
+    assert [line.get_label() for line in panel.lines][-1] == "sft-rm (2 seeds)"
+    assert panel.lines[-1].get_ydata().tolist() == [0, 2, 2]  # of 0 and 0, 1 and 3, 2 alone
+
+
+def test_a_rate_says_over_how_many_seeds():
+    line = dict(policy="sft-rm", scene="general", signal="Signal-1", value=0.5, low=0.2, high=0.8, n=40)
+    assert paper.rate_cells(pd.DataFrame([line]), "general", "sft-rm")[1] == "40"
+    assert paper.rate_cells(pd.DataFrame([line]).assign(seeds=3), "general", "sft-rm")[1] == "40 x 3 seeds"
+
+
 def finished_run(name, shift=0.0):
     "A run with two small tables, a figure and a record."
     folder = run_dir(name)

@@ -91,6 +91,28 @@ def test_merged_saved_and_reloaded_in_a_new_process_the_scores_are_the_same(base
     assert np.abs(in_a_new_process(*folders) - np.array([before, *trained])).max() < 1e-5
 
 
+def test_bfloat16_ends_with_the_training(base, tmp_path):
+    "What it leaves computes in fp32, as it does when it is loaded again."
+    settings = FAST | dict(lora_rank=0, precision="bf16")
+    fitted, tokenizer, log = reward_model.train_reward_model(policies.source_of(base[0]), PAIRS, **settings)
+    assert log[log.metric == "loss"].value.between(0, 2).all()
+    policies.save_model(tmp_path / "model", fitted, tokenizer, card="reward_model.json")
+    reloaded = RewardModel.load(tmp_path / "model").score(QUERIES, TEXTS)
+    assert np.abs(RewardModel(fitted, tokenizer).score(QUERIES, TEXTS) - reloaded).max() < 1e-5
+
+
+def test_two_halves_score_as_the_whole(base):
+    "Whatever the lengths; and the padding is that of both halves."
+    (model, _), tokenizer = adapted(base), base[1]
+    texts = tokenizer(["愿" * n for n in (9, 1, 30, 2, 30)], return_tensors="pt", padding=True)
+    lengths = texts.attention_mask.sum(1).sort().values
+    with torch.inference_mode():
+        whole = model(input_ids=texts.input_ids, attention_mask=texts.attention_mask).logits
+        scores, padding = reward_model.in_halves(model, texts.input_ids, texts.attention_mask)
+    assert torch.allclose(scores, whole, atol=1e-5)
+    assert padding == pytest.approx(1 - lengths.sum().item() / (3 * lengths[2] + 2 * lengths[4]).item())
+
+
 @pytest.mark.parametrize("debias", ["none", "residual"])
 def test_what_is_saved_is_plain_with_one_output(base, debias):
     folder = make(debias=debias)

@@ -102,7 +102,7 @@ REFUSED = [
     ("reward_model", dict(compare_epochs=-1), "0 or more"),
     ("grpo", dict(runs=["sft-rm2"]), "grpo.runs names 'sft-rm2'.*nearest is 'sft-rm'"),
     ("grpo", dict(runs=["base"]), "grpo.runs names 'base'"), ("grpo", dict(runs=[]), "grpo.runs is empty"),
-    ("grpo", dict(runs=["sft-rm", "sft-rm"]), "twice"), ("grpo", dict(strict=["jugde"]), "nearest is 'judge'"),
+    ("grpo", dict(runs=["sft-rm", "sft-rm"]), "twice"), ("grpo", dict(seeded=["sft-rn"]), "nearest is 'sft-rm'"),
     ("grpo", dict(num_generations=1), "take 2 at least"), ("grpo", dict(temperature=0), "grpo.temperature = 0"),
     ("grpo", dict(workers=0), "grpo.workers = 0"), ("grpo", dict(gpus=0), "grpo.gpus = 0"),
     ("grpo", dict(gpus=64), "this machine has"), ("grpo", dict(micro_batch=7), "do not divide"),
