@@ -33,7 +33,7 @@ bench: setup
 # Tables, figures and the record of a finished run, small enough to commit: numbers and our own texts, never rows of the data.
 reference:
 	@cd $(HERE)/outputs && rm -rf reference/$(RUN) && find $(RUN) -path '*/model' -prune -o -type f ! -name '.*' \
-	  \( -name '*.csv' -o -name '*.md' -o -name '*.tex' -o -name '*.svg' -o -name '*.png' -o -name run.json -o -name 'judge*.json' \) -print0 \
+	  \( -name '*.csv' -o -name '*.md' -o -name '*.tex' -o -name '*.svg' -o -name '*.png' -o -name run.json -o -name 'judge*.json' -o -path '*/examine/findings.json' -o -name laboratory.json \) -print0 \
 	  | xargs -0 cp --parents -t $$(mkdir -p reference && echo reference)
 
 # Torch goes first and alone: asked for as another package's dependency it may come with gigabytes of CUDA libraries.

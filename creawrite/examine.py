@@ -321,16 +321,16 @@ def figure_transfer(
     figure_style()
     names, judges = list(transfer.run.unique()), list(transfer.examiner.unique())
     figure, axis = plt.subplots(figsize=(5.6, 0.55 * len(names) + 1.3))
-    for i, judge in enumerate(judges):
-        part = transfer[transfer.examiner == judge]
-        y = [names.index(name) + 0.13 * (i - (len(judges) - 1) / 2) for name in part.run]
+    own = transfer.drop_duplicates("run").assign(
+        examiner="its own reward", gain=lambda t: t.gain_training, low=lambda t: t.training_low,
+        high=lambda t: t.training_high, gain_sd=lambda t: t.gain_training_sd)
+    for i, judge in enumerate(["its own reward", *judges]):
+        part = pd.concat([own, transfer]).query("examiner == @judge")
+        y = [names.index(name) + 0.13 * (i - len(judges) / 2) for name in part.run]
         scale = (part.gain_sd / part.gain).where(part.gain != 0).fillna(0)
         bars = [(part.gain - part.low) * scale, (part.high - part.gain) * scale]
-        ink, mark = INKS[(i + 1) % len(INKS)], MARKERS[(i + 1) % len(MARKERS)]
+        ink, mark = INKS[i % len(INKS)], MARKERS[i % len(MARKERS)]
         axis.errorbar(part.gain_sd, y, xerr=bars, fmt=mark, color=ink, capsize=2, markersize=4, label=judge)
-    own = transfer.drop_duplicates("run")
-    places = [names.index(name) for name in own.run]
-    axis.scatter(own.gain_training_sd, places, marker="|", s=260, color=INKS[0], label="its own reward")
     axis.axvline(0, color="0.45", linestyle=":", zorder=0)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel="gain (sd of the start policy's texts)")
     axis.invert_yaxis()

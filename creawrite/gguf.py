@@ -201,7 +201,7 @@ def server_build() -> str:  # package and version
     try: return f"xllamacpp {importlib.metadata.version('xllamacpp')}"
     except importlib.metadata.PackageNotFoundError:
         raise KitError("engine = local:… needs llama.cpp, and xllamacpp is not installed: "
-                       "pip install 'creawrite[local]'") from None
+                       "pip install -e '.[local]'") from None
 
 
 def named_file(
