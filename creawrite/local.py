@@ -259,7 +259,7 @@ def spawn(
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     beside = Path(sys.modules["creawrite"].__path__[0]).resolve().parent  # this very package, wherever a kernel works
     process = subprocess.Popen([sys.executable, "-m", "creawrite.local"], stdin=subprocess.PIPE, cwd=beside,
-                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, encoding="utf-8",
                                start_new_session=True)  # Ctrl-C is not for it: calls in flight are still answered
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps(wanted) + "\n")
@@ -275,7 +275,7 @@ def facts_of(
     path: Path,  # written by a server
 ) -> dict:  # url, key; empty when there is none
     "Where a server listens."
-    try: return json.loads(path.read_text())
+    try: return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError): return {}
 
 # %% ../nbs/lib/local.ipynb #52743b1e

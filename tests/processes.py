@@ -11,7 +11,7 @@ SERVER.set_forkserver_preload(["pytest", "creawrite.sft", "creawrite.reward_mode
 
 def start(work, *arguments, environment=None, told=None):
     "A process that does `work(*arguments)`, a function at the top of a module; what it prints goes into a file."
-    process = SERVER.Process(target=_begin, args=(environment or {}, told, work, arguments))
+    process = SERVER.Process(target=_begin, args=(os.environ | (environment or {}), told, work, arguments))
     process.start()
     return process
 

@@ -65,10 +65,14 @@ def test_some_missing_verdicts_do_not_stop_training(judged):
     assert weights(policy_dir(RUN, "base-judge")) != weights(policy_dir(RUN, "base"))
 
 
-def test_grpo_with_the_reward_model_is_deterministic():
-    make = lambda: grpo.make_grpo(tiny(), "sft-rm")
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_grpo_with_the_reward_model_is_deterministic(lora_rank):
+    "Whatever was drawn before in this process."
+    make = lambda: grpo.make_grpo(tiny(lora_rank=lora_rank), "sft-rm")
+    torch.manual_seed(5)
     make()
     first = weights(policy_dir(RUN, "sft-rm"))
+    torch.manual_seed(6)
     again(make, policy_dir(RUN, "sft-rm") / "policy.json")
     assert weights(policy_dir(RUN, "sft-rm")) == first
 

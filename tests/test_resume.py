@@ -37,9 +37,6 @@ def result(name):
     return small_kit.weights(folder_of(name)), log[~log.metric.str.contains("runtime|per_second")].values.tolist()
 
 
-def here(): return {"CREAWRITE_ROOT": os.environ["CREAWRITE_ROOT"]}
-
-
 def train(name, where, changes=None):
     "The command; `where` it is killed."
     at = lambda step: lambda self, args, state, control, **kwargs: die() if state.global_step == step else None
@@ -71,10 +68,10 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("name, where", [("sft", where) for where in PLACES] + [("model", where) for where in MIDDLE])
 def test_killed_and_started_again_it_ends_the_same(whole, name, where, tmp_path):
     card_of(name).unlink()
-    assert ended(start(train, name, where, environment=here())) == [-9]
+    assert ended(start(train, name, where)) == [-9]
     torn = work_of(name) / "checkpoint-4"
     assert where != "while saving" or (torn / "optimizer.pt").is_file() and not (torn / trainers.WHOLE).exists()
-    assert ended(start(train, name, "nowhere", environment=here(), told=tmp_path / "told")) == [0]
+    assert ended(start(train, name, "nowhere", told=tmp_path / "told")) == [0]
     begun = [line for line in (tmp_path / "told").read_text().splitlines() if "goes on from" in line]
     assert [line.rpartition("-")[2] for line in begun] == [str(step) for step in [PLACES[where]] if step]
     assert result(name) == whole[name] and not work_of(name).exists()
@@ -83,7 +80,7 @@ def test_killed_and_started_again_it_ends_the_same(whole, name, where, tmp_path)
 def test_checkpoints_of_other_settings_are_not_gone_on_from(whole, tmp_path, capfd):
     "And how often a checkpoint is saved is no setting that counts."
     card_of("base").unlink()
-    assert ended(start(train, "base", "between two", environment=here())) == [-9]
+    assert ended(start(train, "base", "between two")) == [-9]
     saved = read_json(work_of("base") / "checkpoint-4" / trainers.WHOLE)
     assert saved["files"]["model.safetensors"] > 0
     train("base", "nowhere", {"learning_rate": 1e-3})

@@ -13,7 +13,7 @@ from creawrite.data import read_sample, sample_splits
 from creawrite.policies import policy_dir
 from creawrite.rewards import RewardModel
 from creawrite.settings import defaults
-from creawrite.splits import PreferencePair
+from creawrite.splits import PreferencePair, load_split
 
 from conftest import REPOSITORY
 from small_kit import (
@@ -38,10 +38,27 @@ def test_same_seed_same_weights():
     assert not torch.equal(elsewhere[name], load_file(folder / "model.safetensors")[name])
 
 
+def drawn_before(make) -> list:
+    "What `make` gives twice, after different numbers were drawn in this process."
+    results = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        results.append(make())
+    return results
+
+
 def test_reward_model_same_seed_same_scores():
     card = run_dir(RUN) / "reward_model" / "model" / "reward_model.json"
-    one, other = (again(make_reward_model, card).score(QUERIES, [good(q) for q in QUERIES]) for _ in range(2))
+    one, other = drawn_before(
+        lambda: again(make_reward_model, card).score(QUERIES, [good(query) for query in QUERIES]))
     assert (one == other).all()
+
+
+def test_adapters_start_from_the_seed():
+    settings = dict(seed=1, lora_rank=4, learning_rate=1e-2, max_steps=2) | FAST
+    base, rows = policy_dir(RUN, "base"), load_split(RUN, "sft")
+    one, other = drawn_before(lambda: sft.train_sft(base, rows, **settings)[0].state_dict())
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_policy_card_and_log():
