@@ -167,7 +167,7 @@ def test_what_is_no_model_file_is_told_in_a_sentence(room, tmp_path, name, conte
 def test_without_llama_cpp_a_sentence_says_what_to_install(room, weights, monkeypatch):
     def missing(name): raise gguf.importlib.metadata.PackageNotFoundError(name)
     monkeypatch.setattr(gguf.importlib.metadata, "version", missing)
-    with pytest.raises(KitError, match=r"pip install 'creawrite\[local\]'"): endpoint(f"local:{weights}")
+    with pytest.raises(KitError, match=r"pip install -e '.\[local\]'"): endpoint(f"local:{weights}")
 
 
 # ---- the server
