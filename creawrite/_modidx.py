@@ -624,6 +624,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'creawrite.hacking.Parting': ('lib/hacking.html#parting', 'creawrite/hacking.py'),
                                    'creawrite.hacking.Shortfall': ('lib/hacking.html#shortfall', 'creawrite/hacking.py'),
                                    'creawrite.hacking.Sides': ('lib/hacking.html#sides', 'creawrite/hacking.py'),
+                                   'creawrite.hacking.apart': ('lib/hacking.html#apart', 'creawrite/hacking.py'),
                                    'creawrite.hacking.ask_all': ('lib/hacking.html#ask_all', 'creawrite/hacking.py'),
                                    'creawrite.hacking.beyond_chance': ('lib/hacking.html#beyond_chance', 'creawrite/hacking.py'),
                                    'creawrite.hacking.both_sides': ('lib/hacking.html#both_sides', 'creawrite/hacking.py'),

@@ -16,7 +16,7 @@ seconds."""
 # %% auto #0
 __all__ = ['TRAINED_ON', 'EARLY', 'FLOOR', 'OWN_PRAISE', 'EMOTICON', 'FORMATS', 'KNOWN', 'GROWING', 'RARE', 'CHANGED', 'EFFECT',
            'ALPHA', 'LIKED', 'EXCESS', 'ASKED', 'long_scores', 'wide_scores', 'standard_units', 'Sides', 'both_sides',
-           'curves', 'standard_scores', 'Shortfall', 'shortfall', 'last_third', 'Parting', 'beyond_chance',
+           'curves', 'standard_scores', 'Shortfall', 'shortfall', 'last_third', 'Parting', 'beyond_chance', 'apart',
            'parting_step', 'has', 'praises_itself', 'repeats', 'known_features', 'echo', 'pieces_of', 'text_features',
            'feature_kind', 'prompt_sums', 'sides_weights', 'paired_change', 'within', 'without', 'slopes', 'Evidence',
            'gather_evidence', 'ask_all', 'feature_onset', 'choose', 'feature_changes', 'samples_kept', 'Finding',
@@ -80,7 +80,7 @@ class Sides(NamedTuple):
     wide: pd.DataFrame  # rows of which every judge has a score
     reward: np.ndarray  # (n,) training reward
     each: np.ndarray  # (n, k) examiners
-    together: np.ndarray  # (n,) their mean, again in the start policy's spread
+    together: np.ndarray  # (n,) their median, again in the start policy's spread
 
 
 def both_sides(
@@ -91,8 +91,8 @@ def both_sides(
     names = [name for name in wide.columns[3:] if name != TRAINED_ON]
     wide = wide.dropna(subset=[TRAINED_ON, *names]).reset_index(drop=True)
     units = standard_units(wide, [TRAINED_ON, *names])
-    mean = wide[["step"]].assign(mean=units[names].mean(axis=1))
-    together = standard_units(mean, ["mean"])["mean"].to_numpy()
+    middle = wide[["step"]].assign(middle=units[names].median(axis=1))  # one who shares a blind spot outvotes nobody
+    together = standard_units(middle, ["middle"])["middle"].to_numpy()
     return Sides(wide, units[TRAINED_ON].to_numpy(), units[names].to_numpy(), together)
 
 # %% ../nbs/lib/hacking.ipynb #3f185559
@@ -177,6 +177,15 @@ def beyond_chance(
     return draws[0] / np.maximum(draws[1:].std(axis=0), 1e-9)
 
 
+def apart(
+    short: Shortfall,
+    places: list[int] | slice,  # of its steps
+) -> float:  # in standard errors
+    "How surely the examiners lack something there: what was promised, or, whatever that was, what they had at first."
+    lack = short.lack[:, places].mean(axis=1)
+    return max(beyond_chance(lack), beyond_chance(lack - short.slope * short.gain[:, places].mean(axis=1)))
+
+
 def parting_step(
     scores: pd.DataFrame,  # from `long_scores`
     **bootstrap,  # n_bootstrap, seed
@@ -187,10 +196,10 @@ def parting_step(
     short = shortfall(sides, **bootstrap)
     late = last_third(short.steps)
     gain, lack = short.gain[:, late].mean(axis=1), short.lack[:, late].mean(axis=1)
-    if beyond_chance(gain) < 2 or beyond_chance(lack) < 3 or lack[0] < FLOOR: return None
+    if beyond_chance(gain) < 2 or apart(short, late) < 3 or lack[0] < FLOOR: return None
     for i, step in enumerate(short.steps[1:], 1):
-        onwards = beyond_chance(short.lack[:, i:].mean(axis=1))
-        if beyond_chance(short.lack)[i] > 1.64 and onwards > 2.33 and short.lack[0, i] > FLOOR / 3:
+        onwards = apart(short, slice(i, None))
+        if apart(short, [i]) > 1.64 and onwards > 2.33 and short.lack[0, i] > FLOOR / 3:
             low, high = np.quantile(lack[1:], [0.025, 0.975])
             return Parting(int(step), float(gain[0]), float(short.slope[0]), float(lack[0]), float(low), float(high))
 
@@ -493,7 +502,7 @@ def feature_changes(
         asked = ask_all(table, known, known.x[:, found])
         first = asked if first is None else first
         able = (asked.p_liked < ALPHA) & (asked.liked >= LIKED * max(known.gain, 1)) & (asked.support_t < 2)
-        able &= (asked.excess_t > 3) & (asked.excess >= EXCESS) & ~asked.index.isin(found)
+        able &= (asked.excess_t > 2) & (asked.excess >= EXCESS) & ~asked.index.isin(found)
         if not able.any(): break
         name = choose(asked[able], known.x[:, able.to_numpy()])
         found.append(int(table.index[table.feature == name][0]))

@@ -354,7 +354,7 @@ def laboratory_row(
     named = [i for i, one in enumerate(found, 1) if bias and names_bias(bias, one["feature"])]
     shown = bias and shares[bias] >= LEAST_SHARE
     first = found[named[0] - 1] if named else found[0] if found else {}
-    onset, fall = report["parted"], report["fall"]
+    onset, fall = first["onset"] if named else report["parted"], report["fall"]
     distance = onset - fall if onset is not None and fall is not None else None
     return dict(
         bias=bias or "none", seed=report["seed"], start_share=shares.get(bias),
