@@ -501,6 +501,7 @@ def describe_evaluators(
     "Everything known about every evaluator: evaluators.csv."
     folder, lengths = stage_dir(run, "evaluate"), {row.id: len(row.response) for row in rows}
     frameworks, matched = pd.read_csv(folder / "frameworks.csv"), read_slices(run)["evaluation"]["length_matched"]
-    table = table_evaluators(frameworks, probe, verdicts, lengths, matched, table_cost(run))
+    costs = table_cost(run).query("stage != 'examine'")  # that stage asks later
+    table = table_evaluators(frameworks, probe, verdicts, lengths, matched, costs)
     write_csv(folder / "evaluators.csv", table := pd.concat([table, table_seconds(scorers, rows)]))
     return table
