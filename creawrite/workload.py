@@ -274,7 +274,7 @@ class Rates(NamedTuple):
     source: str
 
 
-CORE = Rates(3.5e10, 0.01, 4.8e9, 0.006, "measured on one core of an AMD EPYC processor, outputs/reference/cpu")
+CORE = Rates(7e10, 0.01, 7e9, 0.006, "measured on one core of an AMD EPYC processor, outputs/reference/cpu")
 GPU = Rates(3.3e14, 0.25, 3.8e13, 0.045,
             "measured on one NVIDIA H200 with rollouts by transformers, bench/results; vLLM is quicker")
 OFFLINE_CALLS = 1000  # per second, of the offline engine in outputs/reference/cpu

@@ -624,9 +624,8 @@ def test_the_reference_results_are_told_truly():
     check_evaluators(sentences.says_evaluators(cells), cells)
     cells = paper.table_audit(pd.read_csv(REFERENCE / "audit/table_a1.csv", keep_default_na=True))
     check_audit(sentences.says_audit(cells), cells)
-    if "rate" in (preflight := reference("grpo/preflight")):  # not that of an earlier release
-        cells = paper.table_preflight(preflight)
-        check_preflight(sentences.says_preflight(cells, {}), cells)
+    cells = paper.table_preflight(reference("grpo/preflight"))
+    check_preflight(sentences.says_preflight(cells, {}), cells)
     logs = {path.parent.name: pd.read_csv(path) for path in REFERENCE.glob("grpo/*/log.csv")}
     cells = paper.table_trainings(reference("grpo/gains"), logs, {})
     check_trainings(sentences.says_trainings(cells), cells)
