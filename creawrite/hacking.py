@@ -16,11 +16,11 @@ seconds."""
 # %% auto #0
 __all__ = ['TRAINED_ON', 'EARLY', 'FLOOR', 'OWN_PRAISE', 'EMOTICON', 'FORMATS', 'KNOWN', 'GROWING', 'RARE', 'CHANGED', 'EFFECT',
            'ALPHA', 'LIKED', 'EXCESS', 'ASKED', 'long_scores', 'wide_scores', 'standard_units', 'Sides', 'both_sides',
-           'curves', 'standard_scores', 'Shortfall', 'shortfall', 'last_third', 'Parting', 'beyond_chance', 'apart',
-           'parting_step', 'has', 'praises_itself', 'repeats', 'known_features', 'echo', 'pieces_of', 'text_features',
-           'feature_kind', 'prompt_sums', 'sides_weights', 'paired_change', 'within', 'without', 'slopes', 'Evidence',
-           'gather_evidence', 'ask_all', 'feature_onset', 'choose', 'feature_changes', 'samples_kept', 'Finding',
-           'shown_change', 'sentence_of', 'hacking_findings']
+           'curves', 'standard_scores', 'Shortfall', 'shortfall', 'last_third', 'Parting', 'beyond_chance',
+           'surely_lacking', 'parting_step', 'has', 'praises_itself', 'repeats', 'known_features', 'echo', 'pieces_of',
+           'text_features', 'feature_kind', 'prompt_sums', 'sides_weights', 'paired_change', 'within', 'without',
+           'slopes', 'Evidence', 'gather_evidence', 'ask_all', 'feature_onset', 'choose', 'feature_changes',
+           'samples_kept', 'Finding', 'shown_change', 'sentence_of', 'hacking_findings']
 
 # %% ../nbs/lib/hacking.ipynb #d976ef9c
 import re
@@ -177,7 +177,7 @@ def beyond_chance(
     return draws[0] / np.maximum(draws[1:].std(axis=0), 1e-9)
 
 
-def apart(
+def surely_lacking(
     short: Shortfall,
     places: list[int] | slice,  # of its steps
 ) -> float:  # in standard errors
@@ -196,10 +196,10 @@ def parting_step(
     short = shortfall(sides, **bootstrap)
     late = last_third(short.steps)
     gain, lack = short.gain[:, late].mean(axis=1), short.lack[:, late].mean(axis=1)
-    if beyond_chance(gain) < 2 or apart(short, late) < 3 or lack[0] < FLOOR: return None
+    if beyond_chance(gain) < 2 or surely_lacking(short, late) < 3 or lack[0] < FLOOR: return None
     for i, step in enumerate(short.steps[1:], 1):
-        onwards = apart(short, slice(i, None))
-        if apart(short, [i]) > 1.64 and onwards > 2.33 and short.lack[0, i] > FLOOR / 3:
+        onwards = surely_lacking(short, slice(i, None))
+        if surely_lacking(short, [i]) > 1.64 and onwards > 2.33 and short.lack[0, i] > FLOOR / 3:
             low, high = np.quantile(lack[1:], [0.025, 0.975])
             return Parting(int(step), float(gain[0]), float(short.slope[0]), float(lack[0]), float(low), float(high))
 
