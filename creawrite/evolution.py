@@ -108,7 +108,7 @@ async def gepa_principles(
     minibatch: int = 4,  # examples per reflection, as many as in the game (GEPA's default: 3)
 ) -> tuple[list[str], int]:  # the best principles by validation, calls spent
     "GEPA from the same first principles. Raises KitError when the extra is not installed."
-    if not has_gepa(): raise KitError("GEPA is not installed: pip install 'creawrite[gepa]'")
+    if not has_gepa(): raise KitError("GEPA is not installed: pip install -e '.[gepa]'")
     import gepa
     counted = CountedLLM(llm)
     most = len(validation) + 2 * minibatch + 1  # calls of one step

@@ -56,7 +56,7 @@ def sentence_vectors(
     "Vectors from a local model. Raises KitError when the package or the model is missing."
     try: from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise KitError("encoder=local:… needs sentence-transformers: pip install 'creawrite[retrieval]', "
+        raise KitError("encoder=local:… needs sentence-transformers: pip install -e '.[retrieval]', "
                        "or use encoder=tfidf") from None
     try: transformer = SentenceTransformer(model)
     except (OSError, ValueError) as error:
