@@ -7,6 +7,7 @@ Modules:
 - `creawrite.audit`: What the splits share, and how much of the labels length alone explains: read before any score.
 - `creawrite.budget`: How fast the endpoint may be asked, what may be spent, and what each role of each stage has cost.
 - `creawrite.canary`: Five updates on a toy reward, through the very rollouts of a run: does what is trained reach what writes?
+- `creawrite.checklist`: The judge question by question: what is asked, how the answers are weighed, and what each question is worth.
 - `creawrite.cli`: `creawrite`: run, plan, status, keep, compare, serve, audit, data, ledger.
 - `creawrite.compare`: What two runs have in common, and where they differ by more than chance.
 - `creawrite.core`: One error, one place for everything, files written whole or not at all, secrets that stay out.
@@ -41,12 +42,14 @@ Modules:
 - `creawrite.pacing`: As fast as the endpoint likes, and not faster.
 - `creawrite.paper`: Tables 1-5 and Figure 2 in the paper's shape, published values beside ours, and one page of report.
 - `creawrite.paper_tables`: What stages measured, in cells: evaluators, corrected rates, trainings, preflight, examiners, audit.
+- `creawrite.parts`: Teaching, validation and test rows that share nothing, and a test part that opens once.
 - `creawrite.plan`: What a run will take, stage by stage, and what it lacks, told before anything is done.
 - `creawrite.planted`: A small world whose gold rule is known, and a judge with one bias planted in it.
 - `creawrite.policies`: What every stage knows of a policy: its chat format, its folder, how it is made, loaded and asked.
 - `creawrite.preflight`: Whether a reward may train a policy: texts that deserve less must get less, at equal length too.
 - `creawrite.probe`: Twelve flaws, one at a time: 312 minimal pairs that no stage trains on, in two parts.
 - `creawrite.progress`: How the questions of a stage fare: told by the clock, and ended early when too many stay unanswered.
+- `creawrite.questions`: Principle by principle: a yes or no each, read from the probabilities of one word.
 - `creawrite.rates`: Excellence rates by policy, scene and seed; at equal length; and without the judge's known errors.
 - `creawrite.records`: Rows of any file by what it holds, not by its name: CSV, JSON, JSON Lines, Parquet, lines.
 - `creawrite.replies`: What an endpoint's reply says: a completion, or a fault with the server's own words.
@@ -72,6 +75,7 @@ Modules:
 - `creawrite.trainers`: What all trainings share: TRL's settings, logs, batches, checkpoints, and which need no repeat.
 - `creawrite.trouble`: What a try without a completion means: once more, a missing answer, or the end of the run.
 - `creawrite.watch`: While a policy is trained: what it writes for held-out prompts, its best step, and when it has collapsed.
+- `creawrite.weighing`: From what every principle makes of a greeting to one grade: several ways, and which of them held-out pairs prefer.
 - `creawrite.workload`: What training and writing take: steps, tokens, memory and time, from parameters and measured rates."""
 
 __version__ = "0.1.0"

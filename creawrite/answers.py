@@ -10,7 +10,7 @@ for. The words are ours."""
 
 # %% auto #0
 __all__ = ['Point', 'Strengths', 'Weaknesses', 'Verdict', 'Reflection', 'Candidate', 'text_field', 'BadGreeting', 'Detection',
-           'Insight', 'Line', 'Strategy', 'Grade', 'Rubric', 'Proposal']
+           'Insight', 'Line', 'Strategy', 'Grade', 'Rubric', 'Word', 'YesNo', 'Proposal']
 
 # %% ../nbs/lib/answers.ipynb #7512ba06
 from typing import Literal
@@ -87,6 +87,14 @@ class Grade(BaseModel):
 
 class Rubric(BaseModel):
     kept: list[Literal[0, 1]] = Field(description="逐条填写，与 principles 一样多：合乎这条原则填 1，不合填 0")
+
+# %% ../nbs/lib/answers.ipynb #5bcc935e
+class Word(BaseModel): pass  # an answer that is asked without a form
+
+
+class YesNo(Word):
+    yes: float | None  # probability of all spellings of yes; None: the endpoint tells none
+    no: float | None
 
 # %% ../nbs/lib/answers.ipynb #290047bc
 class Proposal(BaseModel):

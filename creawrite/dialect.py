@@ -18,21 +18,21 @@ import re
 
 from .replies import shorten
 
-# %% ../nbs/lib/dialect.ipynb #519f60ad
+# %% ../nbs/lib/dialect.ipynb #cd7cf1b9
 WAYS = {"response_format": ("json_schema", "json_object", None),
         "max_tokens": ("max_tokens", "max_completion_tokens", None),
         "temperature": ("as asked", "above 0", None),
         "system": ("system", "user"),
         "seed": ("seed", None),
-        "logprobs": ("logprobs", None)}
+        "logprobs": ("logprobs", "5 of them", None)}
 
 
 def response_format(
     way: str | None,  # json_schema | json_object | None: not asked for
-    schema: dict,  # from `messages.answer_format`
+    schema: dict | None,  # from `messages.answer_format`
 ) -> dict:  # to be added to the body
     "The form of the answer as the endpoint is told."
-    if way is None: return {}
+    if way is None or schema is None: return {}
     if way == "json_object": return {"response_format": {"type": way}}
     named = {"name": schema.get("title", "answer"), "schema": schema, "strict": True}
     return {"response_format": {"type": way, "json_schema": named}}
@@ -58,7 +58,7 @@ def body_of(
     messages = request["messages"] if ways["system"] == "system" else merged_messages(request["messages"])
     body = {"model": request["model"], "messages": messages}
     body |= response_format(ways["response_format"], request["schema"])
-    if ways["response_format"] == "json_object" and messages and "json" not in str(messages).lower():
+    if body.get("response_format") == {"type": "json_object"} and messages and "json" not in str(messages).lower():
         *before, last = messages  # OpenAI wants to read the word
         body["messages"] = [*before, last | {"content": f"{last['content']}\n\n只输出 JSON。"}]
     if ways["max_tokens"]: body[ways["max_tokens"]] = request["max_tokens"]
@@ -66,6 +66,7 @@ def body_of(
     if ways["temperature"]: body["temperature"] = warm
     if ways["seed"]: body["seed"] = request["sample"] * 1000 + request["attempt"]
     if ways["logprobs"]: body |= request.get("extra", {})
+    if ways["logprobs"] == "5 of them" and "top_logprobs" in body: body["top_logprobs"] = 5
     return body
 
 # %% ../nbs/lib/dialect.ipynb #2773a3e3
@@ -93,7 +94,7 @@ def refused_parts(
         named.remove("max_tokens")
     return named
 
-# %% ../nbs/lib/dialect.ipynb #001da578
+# %% ../nbs/lib/dialect.ipynb #5b58e1c2
 PLAIN_NAMES = {"system": "a system message", "temperature": "the temperature", "logprobs": "token probabilities"}
 INSTEAD = {None: "asked without", "user": "asked in the user's message", "above 0": "asked with 0.01"}
 
@@ -111,6 +112,7 @@ class Dialect:
         ways = WAYS[part]
         now = ways.index(self.form.get(part, ways[0]))
         if part == "temperature" and now == 0 and not re.search(r"positive|> ?0|greater than|大于|\(0", text): now += 1
+        if part == "logprobs" and now == 0 and not re.search(TOO_LARGE, text, re.I): now += 1
         return ways[min(now + 1, len(ways) - 1)]
 
     def learn(self,

@@ -21,6 +21,7 @@ import pandas as pd
 from .budget import price
 from .core import outputs_dir, read_settings
 from .settings import Plan
+from .task import TASK
 
 # %% ../nbs/lib/forecast.ipynb #fbd66840
 ROWS = {"n_evaluation": 2000, "n_prompts": 800, "n_probe": 312, "n_heldout": 800}  # what 0 stands for, at most
@@ -70,12 +71,13 @@ def most_calls_multi_agent(values: dict) -> int:
 
 
 def most_calls_adversarial(values: dict) -> int:
-    "Four methods on one budget: duels, reflections, guard and validation; then test, stability and probe."
+    "Four methods on one budget: duels, reflections, guard and validation; then questions, test, stability, probe."
     phases = values["n_adversarial"] + values["n_reflection"]
     guarded = values["n_rounds"] * phases * (3 + values["n_probe"])
     rounds = guarded + (values["n_rounds"] + 1) * values["n_validation"]
     checks = values["n_stability"] * (10 + values["n_draws"]) + 2 * 78
-    return 4 * rounds + 5 * values["n_test"] + checks + 4 * ROWS["n_probe"]
+    asked = sum(map(len, TASK.questions.values())) * (2 * values["n_question_pairs"] + values["n_stability"])
+    return 4 * rounds + asked + 5 * values["n_test"] + checks + 4 * ROWS["n_probe"]
 
 
 def most_calls_grpo(values: dict) -> int:

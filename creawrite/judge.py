@@ -14,14 +14,15 @@ one for the judge (`samples` for self-consistency)."""
 __all__ = ['AGENTS', 'VARIANTS', 'VERDICT_MODES', 'Evaluator', 'DebateRecord', 'Framework', 'verdict_probability', 'Graded',
            'graded', 'grade_of', 'ask_detector', 'Judge', 'label_agreement', 'judge_agreement']
 
-# %% ../nbs/lib/judge.ipynb #985d9da2
+# %% ../nbs/lib/judge.ipynb #9dcce391
 import copy, json, math, re
 from typing import Protocol
 
 import httpx2
 from pydantic import BaseModel
 
-from .answers import Detection, Grade, Point, Reflection, Rubric, Strengths, Verdict, Weaknesses
+from .answers import Detection, Grade, Point, Reflection, Rubric, Strengths, Verdict, Weaknesses, YesNo
+from .checklist import Checklist, checklist_grades
 from .core import UsageError, read_json, run_dir
 from .llm import LLM, gather
 from .messages import Missing, chat
@@ -133,8 +134,8 @@ VARIANTS = {
     "multi_agent without judge": ("positive", "negative", "reflect"),
     "multi_agent without reflect": ("positive", "negative", "judge")}
 
-# %% ../nbs/lib/judge.ipynb #c3fa2135
-VERDICT_MODES = {"binary": Detection, "graded": Grade, "rubric": Rubric}
+# %% ../nbs/lib/judge.ipynb #87e145db
+VERDICT_MODES = {"binary": Detection, "graded": Grade, "rubric": Rubric, "principles": YesNo}
 
 # %% ../nbs/lib/judge.ipynb #da95e075
 def verdict_probability(
@@ -208,7 +209,7 @@ async def ask_detector(
     material = {"principles": principles, "query": query, "response": response}
     return await llm.ask("detector", chat(TASK.detect, material, Detection), Detection)
 
-# %% ../nbs/lib/judge.ipynb #7c8559ab
+# %% ../nbs/lib/judge.ipynb #f68a43bb
 class Judge:
     "Signal-2: an LLM judge with optimised principles. Its verdict is binary, as in the paper, unless asked otherwise."
 
@@ -216,13 +217,27 @@ class Judge:
         llm: LLM,  # who judges
         principles: list[str],  # S_D
         prompt: str = TASK.detect,  # what the judge is told
-        verdict_mode: str = "binary",  # binary | graded | rubric
+        verdict_mode: str = "binary",  # binary | graded | rubric | principles
         samples: int = 1,  # draws per greeting; more than one: the share of Good (self-consistency)
+        checklist: Checklist | None = None,  # the principles as questions, for verdict_mode principles
     ):
-        if verdict_mode not in VERDICT_MODES:
-            raise UsageError(f"verdict_mode = {verdict_mode!r} is not one of {', '.join(VERDICT_MODES)}")
         self.llm, self.principles, self.prompt = llm, principles, prompt
-        self.verdict_mode, self.samples = verdict_mode, samples
+        self.verdict_mode, self.samples, self.checklist = verdict_mode, samples, checklist
+        self.check_mode()
+
+    def check_mode(self):
+        "Raises UsageError for a kind of verdict that is none, or that this judge was not taught."
+        if self.verdict_mode not in VERDICT_MODES:
+            raise UsageError(f"verdict_mode = {self.verdict_mode!r} is not one of {', '.join(VERDICT_MODES)}")
+        if self.verdict_mode not in self.modes:
+            raise UsageError("verdict_mode = principles needs a judge that was taught question by question, and this "
+                             "one was not: run 04_adversarial with n_question_pairs above 0 and an engine that tells "
+                             "probabilities, or take binary, graded or rubric")
+
+    @property
+    def modes(self) -> list[str]:
+        "The kinds of verdict that this judge can give."
+        return [mode for mode in VERDICT_MODES if mode != "principles" or self.checklist]
 
     @classmethod
     def load(cls,
@@ -232,12 +247,15 @@ class Judge:
     ) -> "Judge":
         "The judge that a run optimised. Raises KitError when there is none."
         card = read_json(run_dir(run) / "adversarial" / f"{name}.json")
-        return cls(llm, card["principles"], card.get("prompt", TASK.detect), **card.get("settings", {}))
+        checklist = Checklist.model_validate(card["checklist"]) if card.get("checklist") else None
+        return cls(llm, card["principles"], card.get("prompt", TASK.detect), checklist=checklist,
+                   **card.get("settings", {}))
 
     def with_(self, **changes) -> "Judge":
-        "The same judge with other principles, mode or samples."
+        "The same judge with other principles, mode or samples. Raises UsageError."
         twin = copy.copy(self)
         vars(twin).update(changes)
+        twin.check_mode()
         return twin
 
     async def read(self,
@@ -246,6 +264,8 @@ class Judge:
         sample: int = 0,  # 0: the likeliest answer; others: draws at temperature 1
     ) -> float | None:  # 0 to 1, None missing
         "One reading of one greeting."
+        if self.verdict_mode == "principles":
+            return (await checklist_grades(self.llm, self.checklist, [query], [response]))[0]
         schema = VERDICT_MODES[self.verdict_mode]
         llm = graded(self.llm) if self.verdict_mode == "graded" else self.llm
         messages = chat(self.prompt, {"principles": self.principles, "query": query, "response": response}, schema)

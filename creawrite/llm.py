@@ -278,8 +278,10 @@ class LLM(Recorder):
 def stop_gently():
     "Let SIGTERM do what Ctrl-C does, in a program that has no plan of its own for it."
     if threading.current_thread() is not threading.main_thread(): return
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL: return
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    # a script's background job is born deaf to Ctrl-C
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def recorded_engine(

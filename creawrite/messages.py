@@ -12,13 +12,14 @@ fits the answer's schema. Cost: none."""
 __all__ = ['OPEN', 'CLOSE', 'THOUGHT', 'THOUGHT_END', 'wrap', 'unwrap', 'injections', 'strict_schema', 'answer_format', 'chat',
            'located_objects', 'without_thought', 'json_objects', 'parse_reply', 'Missing']
 
-# %% ../nbs/lib/messages.ipynb #6a158f46
+# %% ../nbs/lib/messages.ipynb #ed5b00d5
 import json, re
 from collections.abc import Iterator
 from functools import cache
 
 from pydantic import BaseModel, ValidationError
 
+from .answers import Word
 from .core import read_jsonl, root
 
 # %% ../nbs/lib/messages.ipynb #e5edfccd
@@ -45,7 +46,7 @@ def injections() -> list[dict]:  # id, kind, text
     "Texts of twelve kinds that try to talk to the judge, Chinese and English: our own test set."
     return read_jsonl(root() / "data/injections.jsonl")
 
-# %% ../nbs/lib/messages.ipynb #2abc6293
+# %% ../nbs/lib/messages.ipynb #f895c51d
 def strict_schema(
     node,  # JSON schema, or a part of it
 ):  # the same, as OpenAI's strict mode wants it
@@ -60,8 +61,9 @@ def strict_schema(
 @cache
 def answer_format(
     schema: type[BaseModel],  # shape of an answer
-) -> dict:  # JSON schema under the class's name
+) -> dict | None:  # JSON schema under the class's name; None: a word, asked without a form
     "What an endpoint is told about an answer; pydantic takes a millisecond for it, so it is made once."
+    if issubclass(schema, Word): return None
     return strict_schema(schema.model_json_schema()) | {"title": schema.__name__}
 
 # %% ../nbs/lib/messages.ipynb #b8c91259

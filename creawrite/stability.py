@@ -19,7 +19,7 @@ import re
 import numpy as np
 import pandas as pd
 
-from .judge import VERDICT_MODES, Judge, judge_agreement
+from .judge import Judge, judge_agreement
 from .llm import gather
 from .messages import injections
 from .splits import EvaluationRow
@@ -134,7 +134,7 @@ async def table_modes(
 ) -> pd.DataFrame:  # verdict_mode, value, low, high, auc with interval, n, missing
     "Agreement of the verdict under each kind of verdict, and the area under the curve of the grade."
     lines = []
-    for mode in VERDICT_MODES:
+    for mode in judge.modes:
         twin = judge.with_(verdict_mode=mode)
         grades = await twin.grades([row.query for row in rows], [row.response for row in rows])
         agreement = await judge_agreement(twin, rows)

@@ -17,8 +17,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from creawrite import evolution
-from creawrite.adversarial import (Game, GameSettings, best_round, grouped_pairs, labelled, overfits, play, rule_texts,
-                                   split_pairs, table_lineage, table_methods)
+from creawrite.adversarial import (Game, GameSettings, best_round, overfits, play, rule_texts,
+                                   table_lineage, table_methods)
+from creawrite.parts import grouped_pairs, labelled, split_pairs
 from creawrite.answers import Rubric, Strategy
 from creawrite.core import KitError, UsageError, read_jsonl, root, run_dir, write_json
 from creawrite.data import read_sample, sample_splits
@@ -199,7 +200,8 @@ def test_the_alarm_rings_when_train_and_validation_part(train, held, n, alarm):
 PROGRAM = """
 import asyncio, json, os, signal, sys
 from pathlib import Path
-from creawrite.adversarial import GameSettings, play, split_pairs
+from creawrite.adversarial import GameSettings, play
+from creawrite.parts import split_pairs
 from creawrite.data import read_sample, sample_splits
 from creawrite.engines import OFFLINE, embedded_client
 from creawrite.ledger import Ledger
@@ -285,7 +287,7 @@ def test_gepa_stays_in_the_budget_and_can_be_repeated(llm):
 
 def test_without_gepa_the_error_names_the_extra(llm, monkeypatch):
     monkeypatch.setattr(evolution.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(KitError, match=r"creawrite\[gepa\]"):
+    with pytest.raises(KitError, match=r"-e '\.\[gepa\]'"):
         asyncio.run(gepa_principles(llm, [], [], 1, max_rules=10, seed=42))
 
 

@@ -45,12 +45,16 @@ def client(folder, server, mode="auto", name="ledger", **limits):
 def ask(llm, n, **options): return asyncio.run(gather(questions(llm, n), **options))
 
 
-def start(folder, server, n, run="t"):
+def ignore_interrupts(): signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def start(folder, server, n, run="t", **how):
     "The program tests/asker.py on n questions."
     environment = os.environ | {"CREAWRITE_ROOT": str(folder), "PYTHONPATH": str(REPOSITORY), "CREAWRITE_MODEL": "m",
                                 "OPENAI_BASE_URL": server.url, "OPENAI_API_KEY": KEY}
     command = [sys.executable, str(REPOSITORY / "tests/asker.py"), run, str(n)]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            **how)
 
 
 def recorded(folder, run="t") -> int:
@@ -252,6 +256,16 @@ def test_a_silent_server_is_not_waited_for(folder, number):
         process.communicate()
         assert time.monotonic() - began < 6 and process.returncode != 0
         assert recorded(folder) == 40, "what was answered is recorded"
+
+
+def test_sigterm_ends_what_a_script_started_in_the_background(folder):
+    "A shell without job control has such a program ignore Ctrl-C."
+    with Served(latency=0.2, spread=False) as server:
+        process = start(folder, server, 300, preexec_fn=ignore_interrupts)
+        wait_until(lambda: recorded(folder) >= 64, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+        assert process.returncode != 0 and server.told()["whole"] < 300
 
 
 def test_what_only_waits_for_a_place_is_not_late(folder):

@@ -244,8 +244,9 @@ def test_a_setting_that_is_none_is_told(room, weights):
         with pytest.raises(UsageError, match=re.escape(sentence)): open_llm("lab", f"local:{weights}")
 
 
-def test_a_slot_keeps_the_text_whose_questions_it_answers(room, weights):
-    "Interleaved questions about long texts evaluate only what is new in them."
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_slot_keeps_the_text_whose_questions_it_answers(room, weights, at_once):
+    "Questions about long texts, all at once or each after the last one's answer, evaluate only what is new in them."
     _, llm = asked(f"local:{weights}", [0])
     server, text = told(room), "愿你平安。" * 40
 
@@ -259,7 +260,13 @@ def test_a_slot_keeps_the_text_whose_questions_it_answers(room, weights):
                 body = {"model": "any", "messages": messages, "max_tokens": 1}
                 raw = await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
                 counts.append(raw.json()["timings"]["prompt_n"])
-        await asyncio.gather(*(one(which, question) for question in "一二三四" for which in "甲乙丙丁"))
+
+        async def in_turn(which):
+            for question in "一二三四":
+                await one(which, question)
+                await asyncio.sleep(0.001)  # it is recorded
+        if at_once: await asyncio.gather(*(one(which, question) for question in "一二三四" for which in "甲乙丙丁"))
+        else: await asyncio.gather(*map(in_turn, "甲乙丙丁"))
         return sorted(counts)
     counts = asyncio.run(evaluated(local.Slots(2)))
     assert len(counts) == 16 and counts[9] < 100 < 400 < counts[12], "four whole texts, hardly more, and ends"
