@@ -331,7 +331,7 @@ def common_prefix(
     return bisect_left(range(1, most + 1), True, key=lambda n: one[:n] != other[:n])
 
 
-ASKS_ON = 0.01  # seconds, of the tenths that an answer takes (ours)
+ASKS_ON = 0.05  # seconds in which who was answered may ask on (ours)
 
 
 class Slots(Gate):

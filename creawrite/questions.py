@@ -127,7 +127,7 @@ def probing(
     twin.client = llm.client and (lambda *settings: Probing(llm.client(*settings)))
     return twin
 
-# %% ../nbs/lib/questions.ipynb #e9e780b3
+# %% ../nbs/lib/questions.ipynb #fd0b8377
 async def read_greeting(
     llm: LLM,  # who judges
     questions: list[Question],
@@ -145,10 +145,12 @@ async def read_greeting(
 async def tells_probabilities(
     llm: LLM,
 ) -> bool:
-    "Whether an engine can be asked for probabilities, by one question about a text that says nothing."
-    answer = await probing(llm).ask("question", question_messages(first_questions()[0], *TASK.neutral[0]), YesNo,
-                                    max_tokens=1)
-    return bool(answer) and answer.yes is not None
+    "Whether an engine can be asked for probabilities, by a few questions about a text that says nothing."
+    twin = probing(llm)
+    for question in first_questions()[:4]:
+        answer = await twin.ask("question", question_messages(question, *TASK.neutral[0]), YesNo, max_tokens=1)
+        if answer and answer.yes is not None: return True
+    return False
 
 
 async def read_greetings(

@@ -151,7 +151,7 @@ def ranked(
     low, high = wilson(points, len(known))
     return {"value": points / len(known) if len(known) else np.nan, "low": low, "high": high, "n": len(known)}
 
-# %% ../nbs/lib/weighing.ipynb #f68d192e
+# %% ../nbs/lib/weighing.ipynb #03e8462f
 def calibrated(
     weighing: Weighing,
     scores: np.ndarray,  # (pairs, 2) held out, in spreads of the score
@@ -162,7 +162,7 @@ def calibrated(
     labels = np.tile([1, 0], len(known))
     model = LogisticRegression(C=1e6).fit(known.reshape(-1, 1), labels)
     slope = max(float(model.coef_[0, 0]), 0.0)  # worse than chance: it grades all alike
-    return weighing.model_copy(update={"slope": slope / spread, "intercept": float(model.intercept_[0])})
+    return weighing.model_copy(update={"slope": float(slope / spread), "intercept": float(model.intercept_[0])})
 
 
 def choose_weighing(

@@ -7,7 +7,7 @@ import argparse, ast, os, re, shutil, subprocess, sys
 from functools import cache
 from pathlib import Path
 
-import nbformat, papermill
+import nbformat, pandas as pd, papermill
 from nbformat.v4 import new_markdown_cell, new_notebook
 from sphinx.cmd.build import main as sphinx
 
@@ -253,14 +253,31 @@ def summary(record: dict) -> str:
     return "\n".join([lines[0], "|---|---|", *lines[1:]])
 
 
+def laboratory(folder: Path) -> str:
+    "What the hacking report found of the planted faults."
+    counts, place = read_json(folder / "laboratory.json"), folder.relative_to(ROOT).as_posix()
+    table = pd.read_csv(folder / "laboratory.csv").drop(columns=["finding", "rank"]).astype(object)
+    shown = table.map(lambda cell: "" if pd.isna(cell) else f"{cell:.3g}" if isinstance(cell, float) else str(cell))
+    told = (f"{counts['found']} of {counts['biased']} planted faults are found, {counts['within']} within 3 updates of "
+            f"gold's fall; of {counts['clean']} trainings without a fault {counts['alarms']} raise an alarm.")
+    rows = [shown.columns, ["---"] * len(shown.columns), *shown.to_numpy()]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{told}\n\n![figure_laboratory]({place}/figure_laboratory.png)\n\n{{.kit-wide}}\n{lines}"
+
+
 def reference(folder: Path) -> str:
-    "A reference run: its record, and its report in the paper's order."
+    "A reference run: its record, and its report in the paper's order, or what the laboratory shows."
+    return "\n\n".join([f"## {folder.name}", summary(read_json(folder / "run.json")), story(folder)])
+
+
+def story(folder: Path) -> str:
+    "What a reference run shows."
+    if not (folder / "paper").is_dir(): return laboratory(folder / "laboratory")
     place = (folder / "paper").relative_to(ROOT).as_posix()
     moved = lambda image: f"![{image[1]}]({os.path.normpath(os.path.join(place, image[2]))})"
     report = (ROOT / place / "report.md").read_text(encoding="utf-8")
     report = re.sub(r"!\[([^\]]*)\]\(([^)]+)\)", moved, report)
-    story = re.sub(r"^## ", "### ", report.partition("\n")[2], flags=re.M).replace("\n\n|", "\n\n{.kit-wide}\n|")
-    return "\n\n".join([f"## {folder.name}", summary(read_json(folder / "run.json")), story])
+    return re.sub(r"^## ", "### ", report.partition("\n")[2], flags=re.M).replace("\n\n|", "\n\n{.kit-wide}\n|")
 
 
 def results():
