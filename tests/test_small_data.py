@@ -9,10 +9,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from creawrite import adversarial, fingerprint, grpo, multi_agent, policies, reward_model, rewards, sft, trainers
+from creawrite import fingerprint, grpo, multi_agent, policies, reward_model, rewards, sft, trainers
 from creawrite.core import KitError, read_json, run_dir, write_json, write_jsonl
 from creawrite.judge import DebateRecord
 from creawrite.multi_agent import Group
+from creawrite.parts import split_pairs
 from creawrite.policies import check_model, policy_dir, save_model
 from creawrite.settings import defaults, read_pattern
 from creawrite.splits import PreferencePair
@@ -324,7 +325,7 @@ def test_counts_of_multi_agent(number):
     ([pair(i, "给妈妈的生日祝福") for i in range(9)], "9 training pairs in 1 unlike groups .* add 2 with other")])
 def test_too_few_pairs_for_the_game_say_how_many_more(rows, words):
     pairs = [PreferencePair(**row) for row in rows]
-    with pytest.raises(KitError, match=words): adversarial.split_pairs(pairs, 40, 60, 42)
+    with pytest.raises(KitError, match=words): split_pairs(pairs, 40, 60, 42)
 
 
 def test_two_small_groups_are_enough_to_hold_out():
@@ -332,7 +333,7 @@ def test_two_small_groups_are_enough_to_hold_out():
     rows = [pair(i, "给妈妈的生日祝福") for i in range(10)]
     rows += [dict(id=text, query=text, chosen=f"{text}，愿君珍重", rejected=f"{text * 2}！") for text in texts[:2]]
     for seed in range(5):
-        parts = adversarial.split_pairs([PreferencePair(**row) for row in rows], 40, 60, seed)
+        parts = split_pairs([PreferencePair(**row) for row in rows], 40, 60, seed)
         assert [len(parts.teaching), len(parts.validation), parts.test.n] == [20, 2, 2]
 
 
