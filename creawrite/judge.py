@@ -12,19 +12,18 @@ one for the judge (`samples` for self-consistency)."""
 
 # %% auto #0
 __all__ = ['AGENTS', 'VARIANTS', 'VERDICT_MODES', 'Evaluator', 'DebateRecord', 'Framework', 'verdict_probability', 'Graded',
-           'graded', 'grade_of', 'ask_detector', 'Judge', 'label_agreement', 'judge_agreement']
+           'grade_of', 'ask_detector', 'Judge', 'label_agreement', 'judge_agreement']
 
-# %% ../nbs/lib/judge.ipynb #9dcce391
+# %% ../nbs/lib/judge.ipynb #cb89d04f
 import copy, json, math, re
 from typing import Protocol
 
-import httpx2
 from pydantic import BaseModel
 
 from .answers import Detection, Grade, Point, Reflection, Rubric, Strengths, Verdict, Weaknesses, YesNo
-from .checklist import Checklist, checklist_grades
+from .checklist import OTHERWISE, Checklist, checklist_grades
 from .core import UsageError, read_json, run_dir
-from .llm import LLM, gather
+from .llm import LLM, Front, behind, gather
 from .messages import Missing, chat
 from .splits import EvaluationRow
 from .stats import wilson
@@ -154,39 +153,17 @@ def verdict_probability(
             return weights["Good"] / total if total else None
         before += token["token"]
 
-# %% ../nbs/lib/judge.ipynb #af24db74
-class Graded:
-    "Stands before an openai client and puts the probability of Good into a reply that tells those of its tokens."
+# %% ../nbs/lib/judge.ipynb #45f522eb
+class Graded(Front):
+    "Puts the probability of Good into a reply that tells those of its tokens."
+    extra = {"logprobs": True, "top_logprobs": 5}
 
-    def __init__(self,
-        client,  # openai.AsyncOpenAI
-    ): self.client = client
-
-    def __getattr__(self, name): return getattr(self.client, name)
-
-    async def post(self, path, *, cast_to, body):
-        "One completion."
-        raw = await self.client.post(path, cast_to=cast_to, body=body)
-        try:
-            reply = raw.json()
-            for choice in reply["choices"]:
-                good = verdict_probability(choice["logprobs"]["content"])
-                if good is None: continue
-                choice["message"]["content"] = json.dumps({"verdict": "Good" if good > 0.5 else "Bad", "good": good})
-        except (ValueError, KeyError, TypeError, AttributeError): return raw  # it tells no probabilities
-        return httpx2.Response(raw.status_code, json=reply, request=raw.request)
-
-
-def graded(
-    llm: LLM,
-) -> LLM:  # the same engine and ledger, with token probabilities
-    "A twin of an engine whose clients stand behind `Graded`."
-    if "graded" in vars(llm): return llm.graded  # one client and one pace for all questions
-    twin = llm.graded = copy.copy(llm)
-    twin.loops, twin.pending = {}, {}
-    twin.extra = {"logprobs": True, "top_logprobs": 5}
-    twin.client = llm.client and (lambda *settings: Graded(llm.client(*settings)))
-    return twin
+    def rewrite(self, reply):
+        "Every verdict with its probability."
+        for choice in reply["choices"]:
+            good = verdict_probability(choice["logprobs"]["content"])
+            if good is None: continue
+            choice["message"]["content"] = json.dumps({"verdict": "Good" if good > 0.5 else "Bad", "good": good})
 
 # %% ../nbs/lib/judge.ipynb #c420fb7d
 def grade_of(
@@ -209,7 +186,7 @@ async def ask_detector(
     material = {"principles": principles, "query": query, "response": response}
     return await llm.ask("detector", chat(TASK.detect, material, Detection), Detection)
 
-# %% ../nbs/lib/judge.ipynb #f68a43bb
+# %% ../nbs/lib/judge.ipynb #3846d132
 class Judge:
     "Signal-2: an LLM judge with optimised principles. Its verdict is binary, as in the paper, unless asked otherwise."
 
@@ -231,8 +208,7 @@ class Judge:
             raise UsageError(f"verdict_mode = {self.verdict_mode!r} is not one of {', '.join(VERDICT_MODES)}")
         if self.verdict_mode not in self.modes:
             raise UsageError("verdict_mode = principles needs a judge that was taught question by question, and this "
-                             "one was not: run 04_adversarial with n_question_pairs above 0 and an engine that tells "
-                             "probabilities, or take binary, graded or rubric")
+                             f"one was not: {OTHERWISE}")
 
     @property
     def modes(self) -> list[str]:
@@ -267,7 +243,7 @@ class Judge:
         if self.verdict_mode == "principles":
             return (await checklist_grades(self.llm, self.checklist, [query], [response]))[0]
         schema = VERDICT_MODES[self.verdict_mode]
-        llm = graded(self.llm) if self.verdict_mode == "graded" else self.llm
+        llm = behind(Graded, self.llm) if self.verdict_mode == "graded" else self.llm
         messages = chat(self.prompt, {"principles": self.principles, "query": query, "response": response}, schema)
         answer = await llm.ask("detector", messages, schema, sample=sample, temperature=1.0 if sample else 0.0)
         if not answer: return None

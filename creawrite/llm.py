@@ -11,10 +11,10 @@ that the ledger has not seen."""
 
 # %% auto #0
 __all__ = ['GRACE', 'LONGEST', 'until_the_end', 'Wire', 'Connection', 'Recorder', 'LLM', 'stop_gently', 'recorded_engine',
-           'open_llm', 'stream', 'expected', 'gather']
+           'open_llm', 'Front', 'behind', 'stream', 'expected', 'gather']
 
-# %% ../nbs/lib/llm.ipynb #8c0560b2
-import asyncio, json, os, signal, threading, time
+# %% ../nbs/lib/llm.ipynb #7412678e
+import asyncio, copy, json, os, signal, threading, time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import contextmanager
 from itertools import islice
@@ -316,6 +316,42 @@ def open_llm(
         return llm
     from creawrite.offline import MODEL
     return LLM(ledger, OFFLINE, embedded_client(), MODEL, mode, read_limits(), stage=stage)
+
+# %% ../nbs/lib/llm.ipynb #4935d0cc
+class Front:
+    "Stands before an openai client and rewrites replies; subclasses say how, and what is asked for besides."
+    extra = {}  # fields of every body
+
+    def __init__(self,
+        client,  # openai.AsyncOpenAI
+    ): self.client = client
+
+    def __getattr__(self, name): return getattr(self.client, name)
+
+    def rewrite(self,
+        reply: dict,  # body of a completion, changed in place
+    ):
+        "What the reply shall say. Whatever is raised for what is not there leaves it as it came."
+
+    async def post(self, path, *, cast_to, body):
+        "One completion."
+        raw = await self.client.post(path, cast_to=cast_to, body=body)
+        try: self.rewrite(reply := raw.json())
+        except (ValueError, KeyError, TypeError, AttributeError): return raw
+        return httpx2.Response(raw.status_code, json=reply, request=raw.request)
+
+
+def behind(
+    front: type[Front],
+    llm: LLM,
+) -> LLM:  # the same engine and ledger
+    "A twin of an engine whose clients stand behind a front; one twin for all questions, so one client and one pace."
+    twins = vars(llm).setdefault("twins", {})
+    if front not in twins:
+        twin = twins[front] = copy.copy(llm)
+        twin.loops, twin.pending, twin.extra = {}, {}, front.extra
+        twin.client = llm.client and (lambda *settings: front(llm.client(*settings)))
+    return twins[front]
 
 # %% ../nbs/lib/llm.ipynb #e67d5263
 async def stream(

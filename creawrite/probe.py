@@ -15,7 +15,7 @@ reported of the probe set rests on the other two thirds: 216 pairs, 18 of every 
 __all__ = ['PROBE_PARTS', 'pairs_by_flaw', 'preflight_part', 'probe_part', 'probe_pairs', 'pair_accuracy', 'table_probe_accuracy',
            'share_called_bad', 'table_called_bad']
 
-# %% ../nbs/lib/probe.ipynb #2e467b18
+# %% ../nbs/lib/probe.ipynb #66bdd50c
 import hashlib, itertools
 
 import numpy as np
@@ -23,7 +23,7 @@ import pandas as pd
 
 from .core import KitError, read_jsonl, root
 from .judge import Evaluator
-from .stats import wilson
+from .stats import ranked_pairs, wilson
 
 # %% ../nbs/lib/probe.ipynb #e1fd8607
 def pairs_by_flaw(
@@ -67,20 +67,16 @@ def probe_pairs(
     dealt = [pair for turn in itertools.zip_longest(*pairs_by_flaw(pairs).values()) for pair in turn if pair]
     return dealt[:n or None]
 
-# %% ../nbs/lib/probe.ipynb #f4ece2f9
+# %% ../nbs/lib/probe.ipynb #76df758e
 def pair_accuracy(
     part: pd.DataFrame,  # of one evaluator: kind (verdict or score), sound, flawed
 ) -> dict:  # value, low, high, n, ties, missing, sound_good, flawed_bad (shares, verdicts only)
     "The share of pairs in the right order, with its interval; nan where nothing can be counted."
     answered = part.dropna(subset=["sound", "flawed"])
-    sound, flawed, n = answered.sound.to_numpy(float), answered.flawed.to_numpy(float), len(answered)
-    ties = int((sound == flawed).sum())
-    points = (sound > flawed).sum() + 0.5 * ties
-    low, high = wilson(points, n)
-    binary = n and answered.kind.iloc[0] == "verdict"
-    return {"value": points / n if n else np.nan, "low": low, "high": high, "n": n, "ties": ties,
-            "missing": len(part) - n, "sound_good": sound.mean() if binary else np.nan,
-            "flawed_bad": (1 - flawed).mean() if binary else np.nan}
+    sound, flawed = answered.sound.to_numpy(float), answered.flawed.to_numpy(float)
+    binary = len(answered) and answered.kind.iloc[0] == "verdict"
+    return {**ranked_pairs(sound, flawed), "missing": len(part) - len(answered),
+            "sound_good": sound.mean() if binary else np.nan, "flawed_bad": (1 - flawed).mean() if binary else np.nan}
 
 
 def table_probe_accuracy(

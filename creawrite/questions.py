@@ -16,18 +16,18 @@ question."""
 
 # %% auto #0
 __all__ = ['SPELLINGS', 'LEAST_COVERED', 'LEAST', 'UNTOLD', 'Question', 'first_questions', 'question_messages', 'word_masses',
-           'log_odds', 'word_answer', 'Probing', 'probing', 'read_greeting', 'tells_probabilities', 'read_greetings',
-           'Values', 'by_principle', 'leanings']
+           'log_odds', 'word_answer', 'Probing', 'read_greeting', 'tells_probabilities', 'read_greetings', 'Values',
+           'by_principle']
 
-# %% ../nbs/lib/questions.ipynb #72048fd0
-import copy, math
+# %% ../nbs/lib/questions.ipynb #c2501be9
+import math
 from typing import Literal, NamedTuple
 
-import httpx2, numpy as np
+import numpy as np
 from pydantic import BaseModel
 
 from .answers import YesNo
-from .llm import LLM, gather
+from .llm import LLM, Front, behind, gather
 from .messages import Missing, wrap
 from .task import TASK
 
@@ -83,7 +83,7 @@ def log_odds(
     odds = math.log(max(answer.yes, LEAST) / max(answer.no, LEAST))
     return odds if good == "yes" else -odds
 
-# %% ../nbs/lib/questions.ipynb #4482b1ee
+# %% ../nbs/lib/questions.ipynb #1d117158
 UNTOLD = YesNo(yes=None, no=None)
 
 
@@ -95,39 +95,17 @@ def word_answer(
     except (KeyError, TypeError, IndexError): return UNTOLD
 
 
-class Probing:
-    "Stands before an openai client and puts the probabilities of yes and no in the place of the word."
+class Probing(Front):
+    "Puts the probabilities of yes and no in the place of the word."
+    extra = {"logprobs": True, "top_logprobs": 20}
 
-    def __init__(self,
-        client,  # openai.AsyncOpenAI
-    ): self.client = client
+    def rewrite(self, reply):
+        "The one completion, as `YesNo`."
+        (choice,) = reply["choices"]
+        choice["message"] = {"role": "assistant", "content": word_answer(reply).model_dump_json()}
+        choice["finish_reason"] = "stop"  # one token was asked for
 
-    def __getattr__(self, name): return getattr(self.client, name)
-
-    async def post(self, path, *, cast_to, body):
-        "One completion."
-        raw = await self.client.post(path, cast_to=cast_to, body=body)
-        try:
-            reply = raw.json()
-            (choice,) = reply["choices"]
-            choice["message"] = {"role": "assistant", "content": word_answer(reply).model_dump_json()}
-            choice["finish_reason"] = "stop"  # one token was asked for
-        except (ValueError, KeyError, TypeError): return raw  # no completion: others tell what it is
-        return httpx2.Response(raw.status_code, json=reply, request=raw.request)
-
-
-def probing(
-    llm: LLM,
-) -> LLM:  # the same engine and ledger, asked for one word and its alternatives
-    "A twin of an engine whose clients stand behind `Probing`."
-    if "probing" in vars(llm): return llm.probing  # one client and one pace for all questions
-    twin = llm.probing = copy.copy(llm)
-    twin.loops, twin.pending = {}, {}
-    twin.extra = {"logprobs": True, "top_logprobs": 20}
-    twin.client = llm.client and (lambda *settings: Probing(llm.client(*settings)))
-    return twin
-
-# %% ../nbs/lib/questions.ipynb #fd0b8377
+# %% ../nbs/lib/questions.ipynb #eae36270
 async def read_greeting(
     llm: LLM,  # who judges
     questions: list[Question],
@@ -135,7 +113,7 @@ async def read_greeting(
     response: str,  # greeting
 ) -> list[float]:  # log-odds of the good answers; nan: missing
     "What every question makes of one greeting."
-    twin, values = probing(llm), []
+    twin, values = behind(Probing, llm), []
     for question in questions:
         answer = await twin.ask("question", question_messages(question, query, response), YesNo, max_tokens=1)
         values.append(log_odds(answer, question.good))
@@ -146,9 +124,9 @@ async def tells_probabilities(
     llm: LLM,
 ) -> bool:
     "Whether an engine can be asked for probabilities, by a few questions about a text that says nothing."
-    twin = probing(llm)
+    twin = behind(Probing, llm)
     for question in first_questions()[:4]:
-        answer = await twin.ask("question", question_messages(question, *TASK.neutral[0]), YesNo, max_tokens=1)
+        answer = await twin.ask("question", question_messages(question, *TASK.neutral), YesNo, max_tokens=1)
         if answer and answer.yes is not None: return True
     return False
 
@@ -163,7 +141,7 @@ async def read_greetings(
     jobs = [read_greeting(llm, questions, query, text) for query, text in zip(queries, responses, strict=True)]
     return np.array(await gather(jobs, llm=llm), float).reshape(len(jobs), len(questions))
 
-# %% ../nbs/lib/questions.ipynb #6691846d
+# %% ../nbs/lib/questions.ipynb #60b8e761
 class Values(NamedTuple):
     "What principles make of greetings."
     principles: list[str]
@@ -175,22 +153,10 @@ def by_principle(
     readings: np.ndarray,  # (texts, questions) from `read_greetings`
 ) -> Values:
     "Mean over the questions of each principle, as far as they were answered."
+    known = np.ma.masked_invalid(readings)
     principles = list(dict.fromkeys(question.principle for question in questions))
     values = np.full((len(readings), len(principles)), np.nan)
     for place, principle in enumerate(principles):
-        part = readings[:, [question.principle == principle for question in questions]]
-        answered = ~np.isnan(part)
-        known = answered.any(axis=1)
-        values[known, place] = np.where(answered, part, 0).sum(axis=1)[known] / answered.sum(axis=1)[known]
+        asked = [question.principle == principle for question in questions]
+        values[:, place] = known[:, asked].mean(axis=1).filled(np.nan)
     return Values(principles, values)
-
-# %% ../nbs/lib/questions.ipynb #d28e078a
-async def leanings(
-    llm: LLM,  # who judges
-    questions: list[Question],
-) -> np.ndarray:  # (questions,) log-odds of the good answers
-    "What every question answers about texts without content, on average."
-    queries, texts = zip(*TASK.neutral)
-    readings = await read_greetings(llm, questions, queries, texts)
-    answered = ~np.isnan(readings)
-    return np.where(answered, readings, 0).sum(axis=0) / np.maximum(answered.sum(axis=0), 1)

@@ -119,7 +119,7 @@ class JudgeReward:
 
     def __init__(self,
         judge: Judge,
-        judge_mode: str = "",  # binary | graded | rubric; "": as the judge's own card says
+        judge_mode: str = "",  # binary | graded | rubric | principles; "": as the judge's own card says
     ):
         if judge_mode and judge_mode not in VERDICT_MODES:
             raise UsageError(f"judge_mode = {judge_mode!r} is not one of {', '.join(VERDICT_MODES)}: take one of them, "
@@ -164,7 +164,7 @@ def judge_reward(
     run: str,
     engine: str,  # auto | offline | endpoint: who judges
     mode: str,  # auto | live | replay: use of its ledger
-    judge_mode: str,  # binary | graded | rubric; "": as judge.json says
+    judge_mode: str,  # binary | graded | rubric | principles; "": as judge.json says
 ) -> JudgeReward:
     "Signal-2 of a run. Raises KitError when stage 04_adversarial has not run."
     return JudgeReward(Judge.load(run, open_llm(run, engine, mode)), judge_mode)
@@ -178,7 +178,7 @@ def reward_of(
     kind: str,  # of REWARD_MAKERS
     engine: str = "auto",  # of the judge
     mode: str = "auto",  # of its ledger
-    judge_mode: str = "",  # binary | graded | rubric; "": as judge.json says
+    judge_mode: str = "",  # binary | graded | rubric | principles; "": as judge.json says
 ):  # a reward function
     "The reward that the name of a GRPO run ends with. Raises KitError when the stage that makes it has not run."
     if kind not in REWARD_MAKERS: raise KitError(f"reward {kind!r} is unknown: choose {' or '.join(REWARD_MAKERS)}")

@@ -14,8 +14,8 @@ from conftest import ENDPOINT, REPOSITORY
 from endpoint import Served
 
 from creawrite.core import KitError
-from creawrite.judge import graded
-from creawrite.llm import expected, gather, open_llm
+from creawrite.judge import Graded
+from creawrite.llm import behind, expected, gather, open_llm
 from creawrite.messages import chat
 
 KEY = "sk-not-a-real-key-0123456789"
@@ -113,7 +113,7 @@ def test_what_is_refused_by_name_is_left_out_from_then_on(name, served, capsys, 
 def test_token_probabilities_that_are_refused_are_refused_once(name, served):
     served.becomes("no logprobs")
     name(served.url, in_flight=1)
-    llm = graded(open_llm("t"))
+    llm = behind(Graded, open_llm("t"))
     jobs = [llm.ask("judge", chat("判断。", {"id": number}, Verdict), Verdict) for number in range(N)]
 
     async def all_of_them(): return [await job for job in jobs]

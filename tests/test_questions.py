@@ -108,7 +108,7 @@ def test_an_endpoint_that_tells_no_probabilities_is_not_judged_by(kit, capsys, m
         kit(half)
         assert not asyncio.run(tells_probabilities(open_llm("t", "endpoint")))
         (stage_dir("t", "adversarial") / "weighing.csv").write_text("of an earlier run")
-        assert asyncio.run(teach_questions("t", open_llm("t", "endpoint"), PAIRS, 30, 0)) is None
+        assert asyncio.run(teach_questions("t", open_llm("t", "endpoint"), PAIRS, 30, 0, "binary")) is None
         assert "tells no probabilities of its words" in capsys.readouterr().out
         assert not (run_dir("t") / "adversarial" / "weighing.csv").exists()
         assert np.isnan(read()).all(), "a missing answer is no grade"
@@ -138,13 +138,21 @@ def test_a_greeting_cannot_change_what_is_asked():
 
 def test_too_few_level_pairs_are_told(kit, capsys):
     apart = [pair.model_copy(update={"chosen": pair.chosen + "愿你平安喜乐。" * 9}) for pair in PAIRS]
-    assert asyncio.run(teach_questions("t", open_llm("t", "offline"), apart, 30, 0)) is None
+    assert asyncio.run(teach_questions("t", open_llm("t", "offline"), apart, 30, 0, "binary")) is None
     assert "teaching pairs of nearly equal length are too few" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="0 teaching pairs .* take binary, graded or rubric"):
+        asyncio.run(teach_questions("t", open_llm("t", "offline"), apart, 30, 0, "principles"))
+
+
+def test_pairs_that_are_all_alike_teach_nothing_and_stop_nothing(kit, capsys):
+    alike = [PAIRS[0].model_copy(update={"id": str(number)}) for number in range(12)]
+    assert asyncio.run(teach_questions("t", open_llm("t", "offline"), alike, 30, 0, "binary")) is None
+    assert "or all alike" in capsys.readouterr().out
 
 
 def test_a_taught_judge_rewards_by_its_questions(kit):
     llm = open_llm("t", "offline")
-    checklist = asyncio.run(teach_questions("t", llm, PAIRS, 40, 0))
+    checklist = asyncio.run(teach_questions("t", llm, PAIRS, 40, 0, "principles"))
     card = {"principles": TASK.first_principles, "checklist": json.loads(checklist.model_dump_json())}
     write_json(run_dir("t") / "adversarial" / "judge.json", card)
     reward = reward_of("t", "judge", "offline", "auto", "principles")
