@@ -12,6 +12,7 @@ Modules:
 - `creawrite.compare`: What two runs have in common, and where they differ by more than chance.
 - `creawrite.core`: One error, one place for everything, files written whole or not at all, secrets that stay out.
 - `creawrite.data`: Every split as checked rows: one schema each, one file each, whatever format it came in.
+- `creawrite.dequantise`: A GGUF file turned into an ordinary model that can be trained.
 - `creawrite.dialect`: Which of OpenAI's fields one endpoint takes, learned from its refusals.
 - `creawrite.encodings`: Bytes to text: UTF-8, UTF-16 and unmistakable GB18030 are read, others refused by name.
 - `creawrite.engines`: Who answers: the endpoint that the environment names, or the offline rulebook.

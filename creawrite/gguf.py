@@ -11,9 +11,9 @@ Cost: a file is read once, about a second per gigabyte."""
 
 # %% auto #0
 __all__ = ['NUMBERS', 'TEXT', 'LIST', 'LONGEST_TEXT', 'MOST_ITEMS', 'QUANTISATIONS', 'PACKING', 'LOCAL', 'DIGITS', 'Head',
-           'gguf_facts', 'own_name', 'quantisation', 'temp_dir', 'cache_dir', 'remembered', 'content_stamp',
-           'model_digest', 'path_of_digest', 'LocalModel', 'names_file', 'server_build', 'named_file', 'read_model',
-           'local_model', 'shown_engine']
+           'tensors_told', 'gguf_facts', 'own_name', 'quantisation', 'temp_dir', 'cache_dir', 'remembered',
+           'content_stamp', 'model_digest', 'path_of_digest', 'file_label', 'LocalModel', 'names_file', 'server_build',
+           'means_file', 'named_file', 'known_file', 'read_model', 'model_label', 'local_model', 'shown_engine']
 
 # %% ../nbs/lib/gguf.ipynb #8b91d90d
 import importlib.metadata, json, os, re, struct, tempfile
@@ -60,10 +60,25 @@ class Head:
         if length > MOST_ITEMS: raise ValueError("a list that is too long")
         return [self.value(inner) for _ in range(length)]
 
-# %% ../nbs/lib/gguf.ipynb #d86f7ef7
+# %% ../nbs/lib/gguf.ipynb #f4fc1c83
+def tensors_told(
+    head: Head,  # behind the facts
+    count: int,
+) -> tuple[dict[str, list[int]], int]:  # name -> sizes, the quickest to change first; where the last one begins
+    "What the head says of the weights."
+    found, last = {}, 0
+    for _ in range(count):
+        name = head.text()
+        found[name] = [head.number("Q") for _ in range(head.number("I"))]
+        head.number("I")
+        last = max(last, head.number("Q"))
+    return found, last
+
+
 def gguf_facts(
     path: Path,
-) -> dict:  # key -> value, up to the tokenizer's, which are long
+    whole: bool = False,  # whether the tokenizer's facts are wanted, too, which are long; and `tensors`: name -> sizes
+) -> dict:  # key -> value
     "What the head of a file says. Raises KitError for a file that is missing or no GGUF file."
     again = "give a model file in GGUF format, engine=local:FILE.gguf"
     facts = {}
@@ -75,11 +90,14 @@ def gguf_facts(
             head = Head(file)
             if (version := head.number("I")) not in (2, 3):
                 raise KitError(f"{kit_path(path)} is GGUF of version {version}, and llama.cpp reads 2 and 3: {again}")
-            head.number("Q")  # tensors
+            count = head.number("Q")
             for _ in range(head.number("Q")):
                 key = head.text()
-                if key.startswith("tokenizer."): break
+                if key.startswith("tokenizer.") and not whole: return facts
                 facts[key] = head.value(head.number("I"))
+            if not whole: return facts
+            facts["tensors"], last = tensors_told(head, count)
+            if file.tell() + last >= path.stat().st_size: raise ValueError("it is cut off")
     except (struct.error, ValueError, KeyError):
         raise KitError(f"{kit_path(path)} is cut off, or no GGUF file: bring it again, whole") from None
     except OSError as error:
@@ -164,9 +182,18 @@ def path_of_digest(
         path = Path(name)
         if found.startswith(short) and path.is_file() and content_stamp(path) == stamp: return path
 
-# %% ../nbs/lib/gguf.ipynb #af54e010
+# %% ../nbs/lib/gguf.ipynb #3dc6adef
 LOCAL = "local:"
 DIGITS = re.compile(r"[0-9a-f]{8,64}")
+
+
+def file_label(
+    name: str,
+    kind: str,  # quantisation, "" when unknown
+    digest: str,  # SHA-256 of the file, hex
+) -> str:  # "Qwen2.5 0.5B Instruct Q4_K_M (0123abcd)"
+    "What a model file is called."
+    return f"{' '.join(filter(None, [name, kind]))} ({digest[:8]})"
 
 
 class LocalModel(BaseModel):
@@ -181,7 +208,7 @@ class LocalModel(BaseModel):
     @property
     def model(self) -> str:
         "The name on the wire: name, quantisation, digest."
-        return f"{' '.join(filter(None, [self.name, self.kind]))} ({self.digest[:8]})"
+        return file_label(self.name, self.kind, self.digest)
 
     @property
     def label(self) -> str:
@@ -195,7 +222,7 @@ def names_file(
     "Whether that is the name of a model file, which is asked without money."
     return bool(re.search(r" \([0-9a-f]{8}\)$", model))
 
-# %% ../nbs/lib/gguf.ipynb #4b720b15
+# %% ../nbs/lib/gguf.ipynb #dec6fdc7
 def server_build() -> str:  # package and version
     "Which llama.cpp answers. Raises KitError when it is not installed."
     try: return f"xllamacpp {importlib.metadata.version('xllamacpp')}"
@@ -204,18 +231,34 @@ def server_build() -> str:  # package and version
                        "pip install -e '.[local]'") from None
 
 
+def means_file(
+    setting: str,  # engine, or model
+) -> bool:
+    "Whether a setting means a model file."
+    return setting.startswith(LOCAL) or setting.endswith(".gguf")
+
+
 def named_file(
     engine: str,  # local:FILE.gguf or local:DIGEST
 ) -> Path:  # absolute; there or not
     "The file that an engine means. Raises KitError for digits that this machine does not know."
     name = engine.removeprefix(LOCAL).strip()
-    if not name: raise KitError(f"engine = {engine} names no file: write engine=local:FILE.gguf")
+    if not name: raise KitError(f"{engine} names no file: write local:FILE.gguf")
     path = Path(os.path.normpath(root() / os.path.expanduser(name)))
     if path.exists() or not DIGITS.fullmatch(name): return path
     if found := path_of_digest(name): return found
-    raise KitError(f"no file of digest {name} is known on this machine: name it by its path, engine=local:FILE.gguf")
+    raise KitError(f"no file of digest {name} is known on this machine: name it by its path, local:FILE.gguf")
 
-# %% ../nbs/lib/gguf.ipynb #806c587c
+# %% ../nbs/lib/gguf.ipynb #3b28515f
+def known_file(
+    setting: str,  # local:FILE.gguf, local:DIGEST, FILE.gguf
+) -> Path | None:  # absolute
+    "The file that a setting means, where there is one."
+    try: path = named_file(setting)
+    except KitError: return None
+    return path if path.is_file() else None
+
+
 @lru_cache
 def read_model(
     path: Path,  # absolute
@@ -226,6 +269,14 @@ def read_model(
     facts = gguf_facts(path)
     return LocalModel(name=own_name(facts), kind=quantisation(facts), digest=model_digest(path), build=build,
                       path=path)
+
+
+def model_label(
+    path: Path,  # there
+) -> str:  # "Qwen2.5 0.5B Instruct Q4_K_M (0123abcd)"
+    "What a model file is called, by its content. Raises KitError for no GGUF file."
+    facts = gguf_facts(path)
+    return file_label(own_name(facts), quantisation(facts), model_digest(path))
 
 
 def local_model(
@@ -241,9 +292,9 @@ def local_model(
 
 
 def shown_engine(
-    engine: str,  # as set by the user
+    engine: str,  # as set by the user; or a model
 ) -> str:  # local:DIGEST for a file; any other as it is
     "An engine as a run may tell it: without a path of this machine."
-    if not engine.startswith(LOCAL): return engine
+    if not means_file(engine): return engine
     try: return f"{LOCAL}{model_digest(path)[:8]}" if (path := named_file(engine)).is_file() else f"{LOCAL}{path.name}"
     except (KitError, OSError): return f"{LOCAL}{Path(engine.removeprefix(LOCAL)).name}"

@@ -62,9 +62,10 @@ def check_names(
                                              f"{did_you_mean(str(name), known)}")
     if len(set(names)) < len(names): raise KitError(f"{parameter} names something twice: name each once")
 
-# %% ../nbs/07_grpo.ipynb #e5bdd528
-CHOICES = {"base_dtype": "fp32 bf16", "dead_groups": "keep mask resample", "judge_mode": "binary graded rubric",
-           "keep": "last best", "preflight": "warn stop", "report_to": "none trackio", "vllm_mode": "colocate server"}
+# %% ../nbs/07_grpo.ipynb #66685026
+CHOICES = {"base_dtype": "fp32 bf16", "dead_groups": "keep mask resample", "keep": "last best",
+           "judge_mode": "binary graded rubric principles", "preflight": "warn stop", "report_to": "none trackio",
+           "vllm_mode": "colocate server"}
 
 
 def check_choices(

@@ -198,7 +198,7 @@ def register_engine(
 
     papermill_engines.register("creawrite", Engine)
 
-# %% ../nbs/lib/kernels.ipynb #eaeea38e
+# %% ../nbs/lib/kernels.ipynb #6bbc450f
 def execute(
     plan: Plan,
     stage: Stage,
@@ -212,7 +212,7 @@ def execute(
     register_engine(copy, stop)
     manager = kernel_manager(kernel_environment(plan, stage), descriptor, stop)
     values = plan.given[stage.name] | ({"run": plan.run} if "run" in stage.parameters else {})
-    if "engine" in values: values["engine"] = shown_engine(values["engine"])  # a model file by its digest
+    values |= {name: shown_engine(values[name]) for name in ("engine", "model") if name in values}  # files by digest
     try:
         with stop: papermill.execute_notebook(
             stage.notebook, None, values, engine_name="creawrite", kernel_name="python3", cwd=root(),

@@ -15,7 +15,7 @@ __all__ = ['FREE', 'RESTS_ON', 'COLUMNS', 'SHARED', 'REASON_LENGTH', 'Machine', 
            'missing_engine', 'missing_data', 'missing_released', 'missing_weights', 'missing_gpus', 'missing_room',
            'missing_things', 'in_short', 'shown_row', 'shown_plan', 'plan_notes', 'engine_note', 'told_plan']
 
-# %% ../nbs/lib/plan.ipynb #7673db1c
+# %% ../nbs/lib/plan.ipynb #a1666912
 import importlib.util, math, os, shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ import pandas as pd
 from .budget import price, read_limits
 from .core import KitError, duration, kit_path, places, read_json, read_settings, root, run_dir
 from .forecast import MOST_CALLS, past_costs, past_records, policies_of, stage_forecast
+from .gguf import known_file, means_file
 from .runner import (
     Hashes, chosen_stages, engine_identity, hardware, read_record, stage_state, stage_status, unexported_sentence)
 from .settings import Plan, Stage, read_pattern
@@ -234,7 +235,7 @@ def table_plan(
         rows.append(dict(stage=stage.name, runs=runs, why=why) | row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
-# %% ../nbs/lib/plan.ipynb #905eaaf9
+# %% ../nbs/lib/plan.ipynb #eadd8550
 def missing_engine(
     plan: Plan,
     waiting: list[Stage],  # stages that will run
@@ -306,6 +307,9 @@ def missing_weights(
     for stage in waiting:
         model = plan.values(stage).get("model")
         if not model or not isinstance(model, str): continue
+        if means_file(model):
+            if not known_file(model): told.append(f"weights: {stage.name}.model = {model}: there is no such file here")
+            continue
         folder = weights_folder(model)
         if folder and (folder / "config.json").is_file() and any(folder.glob("*.safetensors")): continue
         shape = hub_shape(model)

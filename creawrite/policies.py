@@ -3,8 +3,8 @@
 Reads and writes policy folders, `outputs/<run>/sft/<name>/` and `outputs/<run>/grpo/<name>/`: weights (safetensors),
 tokenizer and policy.json.
 
-A model that is not ours (a folder, or a name on the hub) is looked at before anything is trained on it: what it lacks
-is told in one sentence.
+A model that is not ours (a folder, a GGUF file, or a name on the hub) is looked at before anything is trained on it:
+what it lacks is told in one sentence.
 
 Departures: the paper puts the prefix before GRPO prompts only; ours stands before every query in every stage, so that
 all policies share one format. The paper's base comes from the hub; on a CPU ours may be a small model of the same
@@ -17,9 +17,9 @@ __all__ = ['CHATML', 'PAD', 'START', 'END', 'POLICIES', 'HUB_NAME', 'policy_mess
            'chat_prompt', 'token_counts', 'check_shape', 'new_model', 'policy_parts', 'policy_dir', 'trained_policies',
            'save_model', 'local_folder', 'model_start', 'source_of', 'start_inputs', 'model_inputs', 'quiet',
            'load_policy', 'check_weights', 'check_model_folder', 'cached_folder', 'check_chat', 'open_config',
-           'check_model', 'check_policy', 'complete_batch', 'generate', 'greeting_loss']
+           'check_file', 'check_model', 'check_policy', 'complete_batch', 'generate', 'greeting_loss']
 
-# %% ../nbs/lib/policies.ipynb #3ee5a96a
+# %% ../nbs/lib/policies.ipynb #4a639d96
 import os, re, sys
 from pathlib import Path
 
@@ -32,6 +32,8 @@ from transformers import (
     AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM)
 
 from .core import KitError, atomic, kit_path, read_json, root, run_dir, write_csv, write_json, write_jsonl
+from .dequantise import gguf_tokenizer
+from .gguf import gguf_facts, means_file, named_file
 from .task import TASK
 
 # %% ../nbs/lib/policies.ipynb #ccd662c4
@@ -269,7 +271,7 @@ def check_weights(
         except (SafetensorError, OSError):
             raise KitError(f"{name}: {file} is cut off, or only a pointer to the real file: {again}") from None
 
-# %% ../nbs/lib/policies.ipynb #718dbbf0
+# %% ../nbs/lib/policies.ipynb #666dca92
 def check_model_folder(
     folder: Path,  # absolute
     name: str,  # of the model, for the sentence
@@ -280,7 +282,7 @@ def check_model_folder(
                                            "a relative path starts at the kit's top folder")
     if (folder / "config.json").is_file(): return check_weights(folder, name)
     instead = ""
-    if any(folder.glob("*.gguf")): instead = ", only GGUF files, which cannot be trained"
+    if any(folder.glob("*.gguf")): instead = ", only GGUF files: name one of them instead of the folder"
     if (folder / "adapter_config.json").is_file(): instead = ", only an adapter: merge it into its model first"
     raise KitError(f"{name} has no config.json{instead}: {wanted}")
 
@@ -314,7 +316,7 @@ def check_chat(
         raise KitError(f"{name}: its chat template refuses a query with its answer ({error}): "
                        "mend the template, or take another model") from None
 
-# %% ../nbs/lib/policies.ipynb #6554bd1f
+# %% ../nbs/lib/policies.ipynb #b7750661
 def open_config(
     start: str,  # name or path
     arguments: dict,  # for from_pretrained
@@ -331,12 +333,23 @@ def open_config(
     raise KitError(f"{name} is a {made[0]}, which writes no text: take a causal language model")
 
 
+def check_file(
+    name: str,  # of the model, for the sentence
+    path: Path,  # GGUF
+) -> tuple:  # tokenizer, and tokens that the model can see
+    "Whether a training can start from a model file. Raises KitError that says what is missing."
+    tokenizer, facts = gguf_tokenizer(path, name), gguf_facts(path)
+    check_chat(tokenizer, name)
+    return tokenizer, facts.get(f"{facts['general.architecture']}.context_length") or sys.maxsize
+
+
 def check_model(
     name: str,  # of the model, for the sentence: sft.model = ...
-    model: str,  # a name on the hub, or a folder
+    model: str,  # a name on the hub, a folder, or a GGUF file
     revision: str = "",  # commit on the hub
 ) -> tuple:  # tokenizer, and tokens that the model can see
     "Whether a training can start from a model. Raises KitError that says what is missing."
+    if means_file(model): return check_file(name, named_file(model))
     start, arguments = model_start(model, revision)
     folder = local_folder(model) or cached_folder(model, revision, name)
     if folder: check_model_folder(folder, name)

@@ -19,7 +19,7 @@ __all__ = ['training_pairs', 'matched_pairs', 'pair_sets', 'check_pair_lengths',
            'make_reward_models', 'length_margins', 'evaluator_margins', 'table_accuracy', 'reliability',
            'table_calibration', 'write_measures', 'table_by_slice', 'figure_calibration', 'figure_margins']
 
-# %% ../nbs/06_reward_model.ipynb #2186c2db
+# %% ../nbs/06_reward_model.ipynb #58ff0aad
 import datasets, numpy as np, pandas as pd, torch
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
@@ -30,6 +30,7 @@ from trl import RewardConfig, RewardTrainer
 from .core import KitError, run_dir, stage_dir, write_csv
 from .figures import DASHES, INKS, MARKERS, figure_style
 from .fingerprint import fingerprint
+from .gguf import means_file
 from .policies import (
     check_model, check_policy, model_inputs, model_start, policy_answer, policy_dir, policy_messages, quiet, save_model,
     source_of, start_inputs, token_counts)
@@ -102,7 +103,7 @@ def check_pair_lengths(
                                  f"{counts.min()} tokens, the longest {counts.max()}: raise it towards that")
     if short < n: print(f"{n - short} of {n} pairs are longer than max_length = {max_length} tokens and are left out")
 
-# %% ../nbs/06_reward_model.ipynb #2bb902b0
+# %% ../nbs/06_reward_model.ipynb #852b2a6e
 def check_reward_model(
     run: str,
     values: dict,  # the parameters by name, among others
@@ -113,6 +114,8 @@ def check_reward_model(
     bf16(values["precision"])
     pairs, model, longest = training_pairs(run, values["pairs_from"]), values["model"], values["max_length"]
     sets = pair_sets(pairs, values["debias"], values["close"], values["compare_epochs"])
+    if means_file(model): raise KitError(f"reward_model.model = {model} is a model file: name it as sft.model, and "
+                                         "leave this one empty to start from its weights")
     if model: tokenizer, context = check_model(f"reward_model.model = {model}", model)
     else: tokenizer, context = check_policy(run, "base")
     check_context("reward_model.max_length", longest, context)

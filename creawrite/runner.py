@@ -15,7 +15,7 @@ __all__ = ['PACKAGES', 'PASSING', 'DECIDES_ALL', 'REPLAY', 'Hashes', 'engine_ide
            'merged_options', 'plan_run', 'refuse_other_engine', 'refuse_change', 'known_run', 'unexported_sentence',
            'table_status', 'keep_results']
 
-# %% ../nbs/lib/runner.ipynb #884145c1
+# %% ../nbs/lib/runner.ipynb #e0c9f810
 import importlib.metadata, json, os, platform, re, subprocess, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ import pandas as pd
 from .core import (KitError, UsageError, did_you_mean, digest, duration, file_digest, outputs_dir, places,
                             read_json, redact, remove, root, run_dir, write_json, writing)
 from .fingerprint import decisive_parts, notebook_digests, parts_digest, place_digest
-from .gguf import LOCAL, shown_engine
+from .gguf import means_file, shown_engine
 from .kernels import clean, execute, executed_copies
 from .settings import Plan, Stage, make_plan, planned_stage, read_patterns, unexported
 
@@ -64,7 +64,7 @@ class Hashes:
             if self.path.parent.is_dir(): write_json(self.path, self.known)
         except KitError: pass
 
-# %% ../nbs/lib/runner.ipynb #e507070d
+# %% ../nbs/lib/runner.ipynb #43d68090
 def engine_identity(
     values: dict,  # parameters in force
 ) -> str:  # "" for a stage that asks nobody
@@ -80,7 +80,7 @@ def shown_value(
 ):  # what run.json tells of it
     "No path of this machine: places in the kit are relative to it, others keep name and digest; a model file is one."
     if isinstance(value, list): return list(map(shown_value, value))
-    if isinstance(value, str) and value.startswith(LOCAL): return shown_engine(value)
+    if isinstance(value, str) and means_file(value): return shown_engine(value)
     if not isinstance(value, str) or not Path(value).is_absolute(): return value
     inside = Path(value).is_relative_to(root())
     return str(Path(value).relative_to(root())) if inside else f"…/{Path(value).name} ({digest(value)[:8]})"

@@ -12,12 +12,13 @@ __all__ = ['SECRET_PARAMETER', 'TRUTH', 'KINDS', 'OWN_KEYS', 'NO_PROFILE', 'OUR_
            'convert', 'Plan', 'speaking_of', 'parameter_hint', 'planned_stage', 'give', 'override', 'choose_stages',
            'give_profile', 'make_plan', 'read_pattern', 'read_patterns', 'exported_cells', 'unexported']
 
-# %% ../nbs/lib/settings.ipynb #6bc265cc
+# %% ../nbs/lib/settings.ipynb #5865e0a0
 import ast, glob, json, re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .core import KitError, UsageError, did_you_mean, read_settings, redact, root, run_dir
+from .gguf import known_file, means_file
 
 # %% ../nbs/lib/settings.ipynb #295a2a22
 @dataclass(frozen=True)
@@ -315,7 +316,7 @@ def make_plan(
     run_dir(plan.run)
     return plan
 
-# %% ../nbs/lib/settings.ipynb #9e3c4760
+# %% ../nbs/lib/settings.ipynb #89dd717e
 OUR_DATA = ("sample", "released")
 
 
@@ -329,6 +330,7 @@ def read_pattern(
     if any(f"{{{name}}}" in entry and value == "" for name, value in values.items()): return ""
     if entry.startswith("./data/{source}") and source not in OUR_DATA:
         return glob.escape(str(root() / Path(source).expanduser()))
+    if entry == "./{model}/" and means_file(values["model"]): return glob.escape(str(known_file(values["model"]) or ""))
     try: entry = entry.format_map({name: glob.escape(str(value)) for name, value in values.items()})
     except KeyError as error: raise KitError(f"reads {entry!r}: the stage has no parameter {error}") from None
     base = root() if entry.startswith("./") else run_dir(run)

@@ -9,15 +9,16 @@ shapes of Qwen2.5-0.5B and 7B (bench/results) they are at most a quarter off. Co
 
 # %% auto #0
 __all__ = ['QWEN_SHAPES', 'GIB', 'PROCESS', 'ModelShape', 'n_parameters', 'n_trained', 'weights_folder', 'config_shape',
-           'hub_shape', 'policy_shape', 'Batch', 'activation_bytes', 'training_bytes', 'rollout_bytes', 'saved_bytes',
-           'checkpoint_bytes']
+           'file_shape', 'hub_shape', 'policy_shape', 'Batch', 'activation_bytes', 'training_bytes', 'rollout_bytes',
+           'saved_bytes', 'checkpoint_bytes']
 
-# %% ../nbs/lib/shapes.ipynb #711af2f9
+# %% ../nbs/lib/shapes.ipynb #21c5cdf4
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-from .core import root
+from .core import KitError, root
+from .gguf import gguf_facts, known_file, means_file
 
 # %% ../nbs/lib/shapes.ipynb #9983d15e
 class ModelShape(NamedTuple):
@@ -59,7 +60,7 @@ def n_trained(
     ends = 2 * (width + width) + 2 * (width + narrow) + 3 * (width + shape.intermediate)
     return shape.layers * lora_rank * ends
 
-# %% ../nbs/lib/shapes.ipynb #8f24db0b
+# %% ../nbs/lib/shapes.ipynb #f208bbaf
 def weights_folder(
     model: str,  # a name on the hub, or a folder
 ) -> Path | None:  # None: neither a folder nor in the hub's cache
@@ -86,10 +87,27 @@ def config_shape(
     except (OSError, ValueError, KeyError, TypeError, AttributeError): return None
 
 
+def file_shape(
+    path: Path | None,  # GGUF
+) -> ModelShape | None:  # None where it says too little
+    "The shape that a model file tells."
+    if path is None: return None
+    try:
+        facts = gguf_facts(path, whole=True)
+        kind, vocabulary = f"{facts['general.architecture']}.", len(facts["tokenizer.ggml.tokens"])
+        sizes = {name.removeprefix(kind): value for name, value in facts.items() if name.startswith(kind)}
+        heads = sizes["attention.head_count"]
+        return ModelShape(vocabulary, sizes["embedding_length"], sizes["block_count"], heads,
+                          sizes.get("attention.head_count_kv", heads), sizes["feed_forward_length"],
+                          "output.weight" not in facts["tensors"])
+    except (KitError, KeyError, TypeError, ValueError): return None
+
+
 def hub_shape(
-    model: str,  # a name on the hub, or a folder
+    model: str,  # a name on the hub, a folder, or a GGUF file
 ) -> ModelShape | None:  # None: not known without asking the hub
     "The shape of a model that is not made here."
+    if means_file(model): return file_shape(known_file(model))
     if (folder := weights_folder(model)) and (shape := config_shape(folder)): return shape
     name = model.rpartition("/")[2]
     return next((shape for known, shape in QWEN_SHAPES.items() if name in (known, f"{known}-Instruct")), None)

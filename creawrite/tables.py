@@ -66,13 +66,14 @@ def write_table(
     caption, label = tex_escape(table.caption), f"tab:{table.name}"
     write_text(folder / f"{table.name}.tex", escaped.to_latex(hrules=True, caption=caption, label=label, position="t"))
 
-# %% ../nbs/lib/tables.ipynb #d35ea1c8
+# %% ../nbs/lib/tables.ipynb #4e9ac074
 def policy_described(
     run: str,  # name of the run
 ) -> str:  # "Qwen/Qwen2.5-7B-Instruct", or the size of a model of our own
     "What stands behind every policy of a run, from the base policy's card. Raises KitError when there is none."
     card = read_json(policy_dir(run, "base") / "policy.json")
     if "hub" in card: return hub_name(card["hub"])
+    if "file" in card: return card["file"]
     return f"a {card['parameters'] / 1e6:.1f} M-parameter model trained from scratch"
 
 
@@ -83,7 +84,7 @@ def hub_name(
     folder = place.startswith((".", "~", "/")) or Path(place).is_dir()
     return f"the model of folder {Path(place).name}" if folder else place
 
-# %% ../nbs/lib/tables.ipynb #0cbc268a
+# %% ../nbs/lib/tables.ipynb #acda70be
 PAPER_BASE = "Qwen/Qwen2.5-7B-Instruct"
 
 
@@ -92,6 +93,7 @@ def base_label(
 ) -> str:  # "base (0.2 M parameters, trained from scratch)", "base (Qwen/Qwen2.5-7B-Instruct, the paper's own)"
     "What the base is in a table's row. Raises KitError when there is none."
     card = read_json(policy_dir(run, "base") / "policy.json")
+    if "file" in card: return f"base ({card['file']})"
     if "hub" not in card: return f"base ({card['parameters'] / 1e6:.1f} M parameters, trained from scratch)"
     own = ", the paper's own" if card["hub"] == PAPER_BASE else ""
     return f"base ({hub_name(card['hub'])}{own})"

@@ -13,7 +13,7 @@ __all__ = ['SOURCES', 'LARGE_VOCABULARY', 'MATCHED', 'STAGE_WORK', 'CORE', 'GPU'
            'sft_work', 'reward_model_work', 'completion_tokens', 'grpo_memory', 'grpo_work', 'evaluate_work',
            'laboratory_work', 'Rates', 'work_seconds']
 
-# %% ../nbs/lib/workload.ipynb #e3e2634a
+# %% ../nbs/lib/workload.ipynb #4e8ccc8f
 import math
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ import pandas as pd
 
 from .core import run_dir
 from .forecast import all_runs, rows_wanted, updates_wanted, watched_texts
+from .gguf import means_file
 from .settings import Plan
 from creawrite.shapes import (
     PROCESS, Batch, ModelShape, checkpoint_bytes, hub_shape, n_parameters, rollout_bytes, saved_bytes,
@@ -130,7 +131,7 @@ def fit_work(
     return Training(shape, steps, steps * values["gradient_accumulation"], rows * epochs * tokens * at_once,
                     passes_of(lora_rank, values["gradient_checkpointing"]), training_bytes(shape, batch, lora_rank))
 
-# %% ../nbs/lib/workload.ipynb #da367150
+# %% ../nbs/lib/workload.ipynb #c8b37ca7
 def sft_work(
     values: dict,  # parameters of stage sft
     policy: ModelShape,
@@ -143,9 +144,10 @@ def sft_work(
         row = asked + text_tokens(lengths.pair, policy.vocabulary)
         fits.append(fit_work(policy, values, 2 * lengths.rows["pairs_train"], row, values["base_epochs"], 0, half))
     row = asked + text_tokens(lengths.sft, policy.vocabulary)
-    fits.append(fit_work(policy, values, lengths.rows["sft"], row, values["sft_epochs"], values["lora_rank"], half))
-    disk = len(fits) * saved_bytes(policy) + checkpoint_bytes(policy, values["lora_rank"])
-    return Work(fits, disk=disk)
+    rows = min(values["n_rows"] or lengths.rows["sft"], lengths.rows["sft"])
+    fits.append(fit_work(policy, values, rows, row, values["sft_epochs"], values["lora_rank"], half))
+    saved = len(fits) + means_file(values["model"])  # a file is unpacked
+    return Work(fits, disk=saved * saved_bytes(policy) + checkpoint_bytes(policy, values["lora_rank"]))
 
 
 MATCHED = 0.05  # share of the released pairs whose two greetings are nearly equally long
@@ -162,7 +164,8 @@ def reward_model_work(
     if not shape: return Work()
     row = prompt_tokens(lengths.query, shape.vocabulary) + text_tokens(lengths.pair, shape.vocabulary)
     rows = lengths.rows["pairs_train"]
-    parts = [(rows, values["epochs"]), (math.ceil(MATCHED * rows), values["compare_epochs"])]
+    parts = list(zip((rows, math.ceil(MATCHED * rows)), (values["epochs"], values["compare_epochs"])))
+    if values["debias"] == "matched": parts = [(parts[1][0], values["epochs"]), (rows, values["compare_epochs"])]
     fits = [fit_work(shape, values, count, row, epochs, values["lora_rank"], half, 2)
             for count, epochs in parts if epochs]
     return Work(fits, disk=saved_bytes(shape) + checkpoint_bytes(shape, values["lora_rank"]))

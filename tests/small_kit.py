@@ -59,7 +59,7 @@ def make_base(run=RUN, **changes):
 
 
 def make_sft(run=RUN, **changes):
-    sft.make_sft(run, **dict(seed=1, lora_rank=0, learning_rate=1e-3, max_steps=2) | FAST | changes)
+    sft.make_sft(run, **dict(seed=1, n_rows=0, lora_rank=0, learning_rate=1e-3, max_steps=2) | FAST | changes)
 
 
 def make_reward_model(run=RUN, pairs=None, **changes):

@@ -264,8 +264,8 @@ def check_loss(kind, **changes):
     write_data(ODD[kind], run := kind.replace(" ", "-"))
     common, rates = FAST | {"max_steps": 2}, dict(base_learning_rate=3e-3, sft_learning_rate=1e-3) | changes
     sft.make_base(run, 42, "", "", 300, SHAPE, learning_rate=rates["base_learning_rate"], **common)
-    sft.make_sft(run, 42, lora_rank=0, learning_rate=rates["sft_learning_rate"], **common)
-    scope = vars(sft) | dict(run=run, model="", seed=42, vocabulary=300, shape=SHAPE, max_length=192,
+    sft.make_sft(run, 42, 0, lora_rank=0, learning_rate=rates["sft_learning_rate"], **common)
+    scope = vars(sft) | dict(run=run, model="", seed=42, n_rows=0, vocabulary=300, shape=SHAPE, max_length=192,
                              folder=run_dir(run) / "sft", read_json=read_json)
     exec(compile(loss_cell(), "05_sft", "exec"), scope)
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from creawrite import policies, reward_model, rewards, sft, trainers
-from creawrite.core import KitError, run_dir, write_jsonl
+from creawrite.core import KitError, read_json, run_dir, write_jsonl
 from creawrite.data import read_sample, sample_splits
 from creawrite.policies import policy_dir
 from creawrite.rewards import RewardModel
@@ -18,6 +18,7 @@ from creawrite.splits import PreferencePair, load_split
 from conftest import REPOSITORY
 from small_kit import (
     FAST, QUERIES, RUN, SHAPE, Verdicts, again, good, make_base, make_reward_model, make_sft, small_kit, weights)
+from tiny_gguf import tiny_gguf
 
 SAMPLE = sample_splits(read_sample(REPOSITORY / "data/sample/greetings.jsonl"))
 SIZES = {stage: defaults(stage) for stage in ("sft", "reward_model")}
@@ -185,3 +186,34 @@ def test_rewards_say_none_for_what_they_cannot_know():
 ])
 def test_one_clear_sentence(call, words):
     with pytest.raises(KitError, match=words): call()
+
+
+def test_base_from_a_file_is_unpacked_once_and_trains_like_any_other(tmp_path, capsys):
+    write_jsonl(run_dir("file") / "data" / "sft.jsonl", [{"id": "s", "query": "生日", "response": "生日快乐"}])
+    make_base("file", model=str(tiny_gguf(tmp_path / "tiny.gguf")))
+    folder, first = policy_dir("file", "base"), weights(policy_dir("file", "base"))
+    model, tokenizer = policies.load_policy(folder)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert model.generation_config.eos_token_id == model.config.eos_token_id == tokenizer.eos_token_id
+    card = read_json(folder / "policy.json")
+    assert card["file"].startswith("Tiny Test") and str(tmp_path) not in str(card)
+    make_base("file", model=f"local:{tmp_path / 'tiny.gguf'}")
+    assert "unpacked before" in capsys.readouterr().out and weights(folder) == first
+    make_sft("file", lora_rank=2, learning_rate=1e-2)
+    assert weights(policy_dir("file", "sft")) != first
+    make_base("file", model=str(tiny_gguf(tmp_path / "tiny.gguf", seed=1)))
+    assert weights(folder) != first
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(tokenizer=False), "has no tokenizer in it"), (dict(template=""), "has no chat template in it"),
+    (dict(end=False), "names no end token"), (dict(kind="clip"), "of architecture clip")])
+def test_a_file_that_cannot_become_a_policy_is_told(tmp_path, options, words):
+    path = tiny_gguf(tmp_path / "m.gguf", **options)
+    with pytest.raises(KitError, match=words): policies.check_model("sft.model", str(path))
+
+
+def test_half_a_file_is_told(tmp_path):
+    path = tiny_gguf(tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes()[:-9000])
+    with pytest.raises(KitError, match="cut off"): policies.check_model("sft.model", str(path))

@@ -11,10 +11,12 @@ CHATML = ("{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ me
 HIDDEN, INTERMEDIATE = 32, 64
 
 
-def tiny_gguf(path: Path, seed: int = 0, name: str = "Tiny Test Instruct", tokenizer: bool = True) -> Path:
+def tiny_gguf(
+        path: Path, seed: int = 0, name: str = "Tiny Test Instruct", tokenizer: bool = True, end: bool = True,
+        template: str = CHATML, kind: str = "qwen2") -> Path:
     "Write it; another seed is another model of the same shape."
-    tokens = [*sorted(ByteLevel.alphabet()), "ĠĠ", PAD, START, END]
-    file = gguf.GGUFWriter(path, "qwen2")
+    tokens = [*sorted(ByteLevel.alphabet()), "ĠĠ", "ĠĠĠĠ", PAD, START, END]
+    file = gguf.GGUFWriter(path, kind)
     file.add_name(name)
     file.add_file_type(gguf.LlamaFileType.ALL_F32)
     file.add_context_length(8192)
@@ -24,7 +26,7 @@ def tiny_gguf(path: Path, seed: int = 0, name: str = "Tiny Test Instruct", token
     file.add_head_count(2)
     file.add_head_count_kv(2)
     file.add_layer_norm_rms_eps(1e-6)
-    if tokenizer: add_tokenizer(file, tokens)
+    if tokenizer: add_tokenizer(file, tokens, end, template)
     draw = np.random.default_rng(seed)
     for weights, shape in shapes(len(tokens)).items():
         spread = 1.0 if weights == "output.weight" else 0.1
@@ -37,16 +39,16 @@ def tiny_gguf(path: Path, seed: int = 0, name: str = "Tiny Test Instruct", token
     return path
 
 
-def add_tokenizer(file, tokens):
-    "Every byte is a token; one merge, for llama.cpp wants some."
+def add_tokenizer(file, tokens, end, template):
+    "Every byte is a token; two merges, for readers want some."
     file.add_tokenizer_model("gpt2")
     file.add_tokenizer_pre("qwen2")
     file.add_token_list(tokens)
     file.add_token_types([gguf.TokenType.NORMAL] * (len(tokens) - 3) + [gguf.TokenType.CONTROL] * 3)
-    file.add_token_merges(["Ġ Ġ"])
-    file.add_eos_token_id(tokens.index(END))
+    file.add_token_merges(["Ġ Ġ", "ĠĠ ĠĠ"])
+    if end: file.add_eos_token_id(tokens.index(END))
     file.add_pad_token_id(tokens.index(PAD))
-    file.add_chat_template(CHATML)
+    if template: file.add_chat_template(template)
 
 
 def shapes(vocabulary: int) -> dict[str, tuple]:
