@@ -180,7 +180,7 @@ def test_answers_are_typed_probabilities_come_and_the_ledger_tells_the_server(ro
     [server] = servers(room)
     client = openai.OpenAI(**told(room))
     one = client.chat.completions.create(model="any", messages=[{"role": "user", "content": "祝福"}], max_tokens=1,
-                                         logprobs=True, top_logprobs=20, extra_body={"ignore_eos": True})
+                                         logprobs=True, top_logprobs=20, logit_bias={"66": 100})  # an ASCII token
     assert len(one.choices[0].logprobs.content[0].top_logprobs) == 20
     stranger = openai.OpenAI(**told(room) | {"api_key": "no"}, max_retries=0)
     with pytest.raises(openai.AuthenticationError): stranger.chat.completions.create(
