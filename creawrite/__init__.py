@@ -18,6 +18,7 @@ Modules:
 - `creawrite.engines`: Who answers: the endpoint that the environment names, or the offline rulebook.
 - `creawrite.evaluate`: Every policy writes, both signals score, both frameworks face the labels: with intervals.
 - `creawrite.evolution`: GEPA evolves the same principles as the game, with as many calls.
+- `creawrite.examination`: What an evaluator sees, what it does not, what moves it that should not.
 - `creawrite.examine`: Did a policy get better, or better at its reward? Asked of judges that did not train it.
 - `creawrite.examiners`: Who grades a policy that did not train it: named in settings.ini, asked alike.
 - `creawrite.figures`: One style for every figure: readable in grey, Chinese rendered, same bytes for same data.
@@ -44,6 +45,7 @@ Modules:
 - `creawrite.paper`: Tables 1-5 and Figure 2 in the paper's shape, published values beside ours, and one page of report.
 - `creawrite.paper_tables`: What stages measured, in cells: evaluators, corrected rates, trainings, preflight, examiners, audit.
 - `creawrite.parts`: Teaching, validation and test rows that share nothing, and a test part that opens once.
+- `creawrite.passport`: Every evaluator at hand sits one examination, before it is trusted with a policy.
 - `creawrite.plan`: What a run will take, stage by stage, and what it lacks, told before anything is done.
 - `creawrite.planted`: A small world whose gold rule is known, and a judge with one bias planted in it.
 - `creawrite.policies`: What every stage knows of a policy: its chat format, its folder, how it is made, loaded and asked.

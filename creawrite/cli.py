@@ -9,11 +9,11 @@ status` is quick. `python -m creawrite.cli` is the same. An error is one line on
 # %% auto #0
 __all__ = ['kit_app', 'data_app', 'ledger_app', 'DataFiles', 'Run', 'LedgerFile', 'run_command', 'show_plan', 'plan_command',
            'checked_budget', 'show_columns', 'status_command', 'keep_command', 'compare_command', 'serve_command',
-           'audit_command', 'fetch_command', 'stats_command', 'export_command', 'import_command', 'check_command',
-           'error_told', 'main']
+           'run_name', 'passport_command', 'audit_command', 'fetch_command', 'stats_command', 'export_command',
+           'import_command', 'check_command', 'error_told', 'main']
 
-# %% ../nbs/lib/cli.ipynb #e89d43b1
-import os, sys
+# %% ../nbs/lib/cli.ipynb #963c7421
+import os, re, sys
 from pathlib import Path
 from typing import Annotated
 
@@ -155,6 +155,29 @@ def serve_command(
     from creawrite.serve import serve_target
     try: serve_target(target, port, engine)
     except KeyboardInterrupt: raise typer.Exit() from None
+
+# %% ../nbs/lib/cli.ipynb #6eb42f72
+def run_name(
+    label: str,  # of an engine
+) -> str:  # passport-qwen2-5-1-5b-instruct-q4-k-m-0123abcd
+    "A folder's name for an engine's passport."
+    return "passport-" + re.sub(r"[^a-z0-9]+", "-", label.split(", ")[0].lower()).strip("-")[:60].strip("-")
+
+
+@kit_app.command("passport")
+def passport_command(
+    engine: Annotated[str, typer.Argument(help="local:FILE.gguf, endpoint (of the environment), or offline")],
+    run: Annotated[str, typer.Option(help="name of the run; made from the engine's name if not given")] = "",
+    parameter: Annotated[list[str] | None, typer.Option(
+        "-p", metavar="STAGE.KEY=VALUE", help="set a parameter, such as data.source=released")] = None,
+):
+    "Say what an engine is worth as a judge, before anything is spent on training."
+    from creawrite.engines import engine_name
+    name = run or run_name(engine_name(engine))
+    run_command("passport", name, "", "", False, [f"engine={engine}", *(parameter or [])], "", False, False)
+    table = pd.read_csv(run_dir(name) / "passport" / "page.csv", index_col=0).fillna("–")
+    print()
+    show_columns(table.reset_index(names="evaluator"))
 
 # %% ../nbs/lib/cli.ipynb #db194e68
 DataFiles = Annotated[list[Path], typer.Argument(

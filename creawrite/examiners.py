@@ -15,11 +15,11 @@ table names its kind. Cost: the kinds `endpoint` and `judge` ask once per text, 
 
 # %% auto #0
 __all__ = ['EXAMINER_MODEL', 'EXAMINER_ADDRESS', 'EXAMINER_KEY', 'PRINCIPLES', 'EXAMINER_KINDS', 'REFERENCES', 'RESERVED',
-           'TRAINS', 'Examiner', 'rulebook_points', 'by_rulebook', 'by_tfidf', 'by_length', 'by_reward_model',
-           'by_multi_agent', 'by_judge', 'examiner_endpoint', 'examiner_client', 'examiner_llm', 'by_endpoint',
-           'default_examiners', 'named_examiners', 'same_as_training', 'examiners']
+           'TRAINS', 'numbers_of', 'Examiner', 'rulebook_points', 'by_rulebook', 'by_tfidf', 'by_length',
+           'by_reward_model', 'by_multi_agent', 'by_judge', 'examiner_endpoint', 'examiner_client', 'examiner_llm',
+           'by_endpoint', 'score_evaluators', 'default_examiners', 'named_examiners', 'same_as_training', 'examiners']
 
-# %% ../nbs/lib/examiners.ipynb #636e24b7
+# %% ../nbs/lib/examiners.ipynb #ac001daa
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -33,10 +33,24 @@ from .judge import Framework, Judge
 from .ledger import Ledger
 from .llm import LLM, open_llm, recorded_engine, stop_gently
 from .rewards import RewardModel
-from .slices import TfidfScorer
+from .slices import TfidfScorer, length_rule
 from .splits import has_split, load_split
 
-# %% ../nbs/lib/examiners.ipynb #1c2e80be
+# %% ../nbs/lib/examiners.ipynb #b57c14ce
+async def numbers_of(
+    grade: Callable,  # (queries, texts) -> n numbers, None where missing; or an awaitable of them
+    queries: list[str],  # without the prefix
+    texts: list[str],  # greetings, as many
+    who: str,  # grades, for the sentence
+) -> np.ndarray:  # (n,), nan where missing
+    "One number per text. Raises KitError for another count."
+    grades = grade(list(queries), list(texts))
+    if isinstance(grades, Awaitable): grades = await grades
+    numbers = np.array([np.nan if grade is None else grade for grade in grades], float)
+    if len(numbers) != len(texts): raise KitError(f"{who} gave {len(numbers)} numbers for {len(texts)} texts")
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
 @dataclass(frozen=True)
 class Examiner:
     "Someone who grades texts and did not train their policy; higher is better."
@@ -49,14 +63,8 @@ class Examiner:
         queries: list[str],  # without the prefix
         texts: list[str],  # greetings, as many
     ) -> np.ndarray:  # (n,), nan where missing
-        "One number per text."
-        grades = self.grade(list(queries), list(texts))
-        if isinstance(grades, Awaitable): grades = await grades
-        numbers = np.array([np.nan if grade is None else grade for grade in grades], float)
-        if len(numbers) != len(texts):
-            raise KitError(f"examiner {self.name} gave {len(numbers)} numbers for {len(texts)} texts: "
-                           f"mend its kind, {self.kind}")
-        return np.where(np.isfinite(numbers), numbers, np.nan)
+        "One number per text. Raises KitError for another count."
+        return await numbers_of(self.grade, queries, texts, f"examiner {self.name} of kind {self.kind}")
 
 # %% ../nbs/lib/examiners.ipynb #0cb21dce
 def rulebook_points(
@@ -186,6 +194,24 @@ def by_endpoint(
     "A judge of its own: the probability that it says Good, where its endpoint tells probabilities."
     judge = Judge(examiner_llm(run, mode), PRINCIPLES, verdict_mode="graded")
     return Examiner(name, "endpoint", judge.grades, "0 to 1")
+
+# %% ../nbs/lib/examiners.ipynb #5e55b2a7
+def score_evaluators(
+    run: str,
+    models: dict[str, str],  # evaluator -> folder under reward_model/
+    most: int = 500,  # training pairs that set the threshold (ours)
+) -> dict[str, tuple[Callable, float]]:  # evaluator -> (queries, responses) -> (n,) scores; good is above this
+    "Everything that gives a number without asking anybody. Raises KitError for a reward model that is not there."
+    pairs = load_split(run, "pairs_train")
+    characters = TfidfScorer(pairs)
+    learned = {name: RewardModel.load(run_dir(run) / "reward_model" / folder).score for name, folder in models.items()}
+    learned["TF-IDF"] = lambda queries, texts: characters.score(texts)
+    queries = [pair.query for pair in pairs[:most]] * 2
+    texts = [pair.chosen for pair in pairs[:most]] + [pair.rejected for pair in pairs[:most]]
+    scorers = {name: (score, float(np.median(score(queries, texts)))) for name, score in learned.items()}
+    scorers["length only"] = lambda queries, texts: np.array([len(text) for text in texts]), length_rule(run)
+    scorers["always good"] = lambda queries, texts: np.ones(len(texts)), 0
+    return scorers
 
 # %% ../nbs/lib/examiners.ipynb #2fbf3111
 EXAMINER_KINDS = {"offline": by_rulebook, "endpoint": by_endpoint, "multi_agent": by_multi_agent, "judge": by_judge,

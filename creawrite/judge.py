@@ -14,13 +14,14 @@ one for the judge (`samples` for self-consistency)."""
 __all__ = ['AGENTS', 'VARIANTS', 'VERDICT_MODES', 'Evaluator', 'DebateRecord', 'Framework', 'verdict_probability', 'Graded',
            'grade_of', 'ask_detector', 'Judge', 'label_agreement', 'judge_agreement']
 
-# %% ../nbs/lib/judge.ipynb #cb89d04f
+# %% ../nbs/lib/judge.ipynb #f8a2e0e3
 import copy, json, math, re
 from typing import Protocol
 
 from pydantic import BaseModel
 
-from .answers import Detection, Grade, Point, Reflection, Rubric, Strengths, Verdict, Weaknesses, YesNo
+from .answers import (
+    Detection, Grade, Point, Reflection, Rubric, Strengths, Verdict, Weaknesses, YesNo, rubric_of)
 from .checklist import OTHERWISE, Checklist, checklist_grades
 from .core import UsageError, read_json, run_dir
 from .llm import LLM, Front, behind, gather
@@ -186,7 +187,7 @@ async def ask_detector(
     material = {"principles": principles, "query": query, "response": response}
     return await llm.ask("detector", chat(TASK.detect, material, Detection), Detection)
 
-# %% ../nbs/lib/judge.ipynb #3846d132
+# %% ../nbs/lib/judge.ipynb #e6b88a1f
 class Judge:
     "Signal-2: an LLM judge with optimised principles. Its verdict is binary, as in the paper, unless asked otherwise."
 
@@ -243,6 +244,7 @@ class Judge:
         if self.verdict_mode == "principles":
             return (await checklist_grades(self.llm, self.checklist, [query], [response]))[0]
         schema = VERDICT_MODES[self.verdict_mode]
+        if schema is Rubric: schema = rubric_of(len(self.principles))
         llm = behind(Graded, self.llm) if self.verdict_mode == "graded" else self.llm
         messages = chat(self.prompt, {"principles": self.principles, "query": query, "response": response}, schema)
         answer = await llm.ask("detector", messages, schema, sample=sample, temperature=1.0 if sample else 0.0)

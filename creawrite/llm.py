@@ -87,7 +87,7 @@ class Wire:
         pace.gate.faster()
         return completion
 
-# %% ../nbs/lib/llm.ipynb #25102725
+# %% ../nbs/lib/llm.ipynb #6169ca2a
 class Connection(Wire):
     "Sends a question until there is a completion."
 
@@ -117,6 +117,7 @@ class Connection(Wire):
         "What a question ends with that gets no completion. Raises KitError when the whole run must end."
         stop_if_permanent(fault, self.label, self.answered > 0)
         if fault.kind == "filtered": return Completion("content_filter", fault.words, 0, 0)
+        if fault.kind == "unreadable": return Completion("unreadable", fault.words, 0, 0)
         if fault.kind == "refused":
             if self.answered or self.known: return Completion(f"refused {fault.code}", fault.words, 0, 0)
             raise KitError(f"{self.label} refused a request with {fault.code} ({fault.words}); {GOES_ON}") from None

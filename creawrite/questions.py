@@ -16,8 +16,8 @@ question."""
 
 # %% auto #0
 __all__ = ['SPELLINGS', 'LEAST_COVERED', 'LEAST', 'UNTOLD', 'Question', 'first_questions', 'question_messages', 'word_masses',
-           'log_odds', 'word_answer', 'Probing', 'read_greeting', 'tells_probabilities', 'read_greetings', 'Values',
-           'by_principle']
+           'log_odds', 'word_answer', 'Probing', 'read_greeting', 'tells_probabilities', 'read_greetings',
+           'covered_masses', 'Values', 'by_principle']
 
 # %% ../nbs/lib/questions.ipynb #c2501be9
 import math
@@ -105,19 +105,17 @@ class Probing(Front):
         choice["message"] = {"role": "assistant", "content": word_answer(reply).model_dump_json()}
         choice["finish_reason"] = "stop"  # one token was asked for
 
-# %% ../nbs/lib/questions.ipynb #eae36270
+# %% ../nbs/lib/questions.ipynb #3cde41c4
 async def read_greeting(
     llm: LLM,  # who judges
     questions: list[Question],
     query: str,  # what was asked for
     response: str,  # greeting
-) -> list[float]:  # log-odds of the good answers; nan: missing
-    "What every question makes of one greeting."
-    twin, values = behind(Probing, llm), []
-    for question in questions:
-        answer = await twin.ask("question", question_messages(question, query, response), YesNo, max_tokens=1)
-        values.append(log_odds(answer, question.good))
-    return values
+) -> list[YesNo | Missing]:  # one per question
+    "What every question makes of one greeting; one after the other, so that its prefix is kept."
+    twin = behind(Probing, llm)
+    return [await twin.ask("question", question_messages(question, query, response), YesNo, max_tokens=1)
+            for question in questions]
 
 
 async def tells_probabilities(
@@ -139,7 +137,22 @@ async def read_greetings(
 ) -> np.ndarray:  # (texts, questions) log-odds of the good answers; nan: missing
     "What every question makes of many greetings."
     jobs = [read_greeting(llm, questions, query, text) for query, text in zip(queries, responses, strict=True)]
-    return np.array(await gather(jobs, llm=llm), float).reshape(len(jobs), len(questions))
+    odds = [[log_odds(answer, question.good) for answer, question in zip(answers, questions)]
+            for answers in await gather(jobs, llm=llm)]
+    return np.array(odds, float).reshape(len(jobs), len(questions))
+
+
+async def covered_masses(
+    llm: LLM,  # who judges
+    questions: list[Question],
+    queries: list[str],  # what was asked for
+    responses: list[str],  # greetings, as many
+) -> list[float]:  # one per greeting; nan: nothing was answered
+    "Mean probability of yes and no together: how much of what a model would say was asked for."
+    jobs = [read_greeting(llm, questions, query, text) for query, text in zip(queries, responses, strict=True)]
+    told = [[answer.yes + answer.no for answer in answers if answer and answer.yes is not None]
+            for answers in await gather(jobs, llm=llm)]
+    return [float(np.mean(masses)) if masses else math.nan for masses in told]
 
 # %% ../nbs/lib/questions.ipynb #60b8e761
 class Values(NamedTuple):

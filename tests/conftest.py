@@ -114,9 +114,10 @@ def creawrite(capfd):
     return call
 
 
-def kit_command(*arguments: str, **options) -> subprocess.Popen:
-    "The kit's own command line in a process of its own, without an endpoint in its environment."
+def kit_command(*arguments: str, endpoint: dict = {}, **options) -> subprocess.Popen:
+    "The kit's own command line in a process of its own; no endpoint is in its environment but the one given."
     environment = {name: value for name, value in os.environ.items() if name not in ENDPOINT + ["CREAWRITE_ROOT"]}
+    environment |= endpoint
     command = [sys.executable, "-m", "creawrite.cli", *arguments]
     streams = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return subprocess.Popen(command, cwd=REPOSITORY, env=environment, **streams, **options)

@@ -5,6 +5,7 @@ A mode decides every reply; `served.becomes(mode)` changes it while the address 
 import asyncio
 import gzip
 import json
+import random
 import ssl
 import subprocess
 import sys
@@ -83,6 +84,18 @@ def bodies(right) -> dict:  # mode -> bytes with status 200
     return {mode: body if isinstance(body, bytes) else json.dumps(body).encode() for mode, body in made.items()}
 
 
+def fitting(part, chance, whole=None):
+    "Something that fits a schema, by chance where there is a choice."
+    whole = whole or part
+    if "$ref" in part: return fitting(whole["$defs"][part["$ref"].rsplit("/", 1)[-1]], chance, whole)
+    if "enum" in part: return chance.choice(part["enum"])
+    if "anyOf" in part: return fitting(part["anyOf"][0], chance, whole)
+    if part["type"] == "object":
+        return {name: fitting(each, chance, whole) for name, each in part["properties"].items()}
+    if part["type"] == "array": return [fitting(part["items"], chance, whole)] * part.get("minItems", 1)
+    return {"string": "祝福", "boolean": chance.random() < 0.5, "integer": 1, "number": 0.5}[part["type"]]
+
+
 class Odd:
     "The endpoint."
 
@@ -93,6 +106,10 @@ class Odd:
         body = await request.json()
         self.last = {"fields": sorted(body), "path": request.path_qs, "api-key": "api-key" in request.headers,
                      "length": body.get("max_tokens") or body.get("max_completion_tokens")}
+        if self.mode == "coin":
+            wanted = body.get("response_format", {}).get("json_schema", {"schema": {"type": "string"}})["schema"]
+            answer = fitting(wanted, random.Random(json.dumps(body)))
+            return web.json_response(completion(answer if isinstance(answer, str) else json.dumps(answer)))
         right = json.dumps({"judge": json.loads(body["messages"][-1]["content"].rsplit("\n", 2)[-2])["id"] % 7})
         if self.mode == "silent": await asyncio.sleep(1000)
         if self.mode == "every other" and self.tries % 2: request.transport.abort()

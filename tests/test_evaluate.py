@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, precision_score, recall_score
 from small_kit import QUERIES, RUN, good, small_kit
 
-from creawrite import evaluate, policies, probe, slices, splits, stats
+from creawrite import evaluate, examiners, policies, probe, slices, splits, stats
 from creawrite.core import run_dir, write_json, write_jsonl
 from creawrite.llm import open_llm
 from creawrite.tables import EVALUATORS, SLICE_LABELS
@@ -225,6 +225,8 @@ def test_a_verdict_costs_what_its_roles_cost():
     found = {row["measure"]: (row["value"], row["n"]) for row in evaluate.costs_per_verdict("multi_agent", by_role)}
     assert found == {"tokens per verdict": (40.0, 16), "seconds per verdict": (pytest.approx(0.5 + 3 * 0.25), 16)}
     assert evaluate.costs_per_verdict("TF-IDF", by_role) == []
+    one_by_one = evaluate.costs_per_verdict("adversarial", by_role.rename({"positive": "question"}), questions=24)
+    assert one_by_one[0] == {"measure": "tokens per verdict", "value": 240, "n": 4}
 
 
 # ---- from trained policies to tables, two seeds of one policy
@@ -271,8 +273,8 @@ def test_every_seed_writes_and_a_policy_is_one_line(seeded):
     assert rewards.value["sft-rm"] != pytest.approx(rewards.value["sft"])
     assert set(pd.read_csv(folder / "text.csv").policy) == {"base", "sft", "sft-rm"}
     rows = evaluate.labelled_rows(RUN, 0, seed=1)
-    verdicts = asyncio.run(evaluate.judge_labels(
-        RUN, rows, evaluate.judge_evaluators(RUN, llm), evaluate.score_evaluators(RUN), **bootstrap))
+    scorers = examiners.score_evaluators(RUN, {"reward model": "model"})
+    verdicts = asyncio.run(evaluate.judge_labels(RUN, rows, evaluate.judge_evaluators(RUN, llm), scorers, **bootstrap))
     corrected = evaluate.correct_rates(RUN, verdicts, **bootstrap)
     assert set(corrected.policy) == {"base", "sft", "sft-rm"} and (corrected.n_labelled == 64).all()
     assert (corrected.corrected.isna() == (corrected.reason != "")).all()
