@@ -33,7 +33,7 @@ def test_the_rulebook_sits_it(smoke_run):
     out = REPOSITORY / "outputs" / smoke_run / "passport"
     table, page = pd.read_csv(out / "passport.csv"), pd.read_csv(out / "page.csv").set_index("evaluator")
     graded = pd.DataFrame([json.loads(line) for line in (out / "grades.jsonl").read_text().splitlines()])
-    names = {"rulebook, principles", "rulebook, whole word", "rulebook, binary", "reward model", "TF-IDF", "length only"}
+    names = {"rulebook, principles", "rulebook, whole word", "rulebook, rubric", "reward model", "TF-IDF"}
     assert set(table.evaluator) == set(graded.evaluator) == set(page.index) >= names
     sealed = table.query("measure == 'pairs ranked right' and slice == 'sealed'").set_index("evaluator").n
     assert (sealed == 24).all() and not {"text", "query"} & set(graded), "numbers, no texts"
