@@ -79,6 +79,7 @@ Modules:
 - `creawrite.trouble`: What a try without a completion means: once more, a missing answer, or the end of the run.
 - `creawrite.watch`: While a policy is trained: what it writes for held-out prompts, its best step, and when it has collapsed.
 - `creawrite.weighing`: From what every principle makes of a greeting to one grade: several ways, and which of them held-out pairs prefer.
+- `creawrite.wording`: The game of Path B played with questions: a new wording stands if it ranks held-out teaching pairs better.
 - `creawrite.workload`: What training and writing take: steps, tokens, memory and time, from parameters and measured rates."""
 
 __version__ = "0.1.0"

@@ -1,9 +1,9 @@
 """Path B: generator against detector; reflection on labels keeps the judge's principles honest.
 
 Reads the training pairs of `data/`, data/injections.jsonl and data/probe/; writes `adversarial/`: rounds.jsonl,
-judge.json, judge_without_reflection.json, baselines.csv, weighing.csv, questions.csv, modes.csv, stability.csv,
-probe.csv and the figures figure_rounds, figure_lineage, figure_probe. Rebuilds the paper's adversarial framework
-(Signal-2) and the last row of Table 4.
+judge.json, judge_without_reflection.json, baselines.csv, weighing.csv, questions.csv, wordings.csv, modes.csv,
+stability.csv, probe.csv and the figures figure_rounds, figure_lineage, figure_probe. Rebuilds the paper's adversarial
+framework (Signal-2) and the last row of Table 4.
 
 Departures: the labelled examples are chosen and rejected texts of the training pairs, so the evaluation set stays
 unseen. A change of the principles must not cost agreement on a fixed sample of the teaching rows (n_probe = 0: the
@@ -20,7 +20,7 @@ __all__ = ['Rule', 'rule_texts', 'merged_rules', 'Game', 'duel', 'adversarial_ph
            'judge_card', 'write_judges', 'measure_stability', 'measure_on_probe', 'pooled_duels', 'draw_agreement',
            'draw_fooled', 'figure_rounds', 'table_lineage', 'draw_principle', 'figure_lineage', 'figure_called_bad']
 
-# %% ../nbs/04_adversarial.ipynb #351e0733
+# %% ../nbs/04_adversarial.ipynb #af80b894
 import random
 from collections import Counter
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from pydantic import BaseModel
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from .answers import BadGreeting, Detection, Insight, Line, Strategy
-from .checklist import OTHERWISE, Checklist, level_pairs, teach, why_untaught
+from .checklist import OTHERWISE, why_untaught
 from .core import UsageError, root, stage_dir, write_csv, write_json, write_jsonl
 from .evolution import CountedLLM, gepa_principles, has_gepa, malformed
 from .figures import DASHES, INKS, MARKERS, readable
@@ -40,12 +40,12 @@ from .llm import LLM, gather
 from .messages import chat
 from .parts import Parts
 from .probe import probe_pairs, table_called_bad
-from .questions import first_questions
 from .slices import length_matched, length_threshold
 from .splits import EvaluationRow, PreferencePair
 from .stability import table_modes, table_stability
 from .stats import difference, holm, percent, wilson
 from .task import TASK
+from .wording import Lessons, give_lessons
 
 # %% ../nbs/04_adversarial.ipynb #3b997069
 class Rule(BaseModel):
@@ -263,26 +263,28 @@ async def play(
         if is_over(rounds, settings, next_round): break
     return rounds
 
-# %% ../nbs/04_adversarial.ipynb #7e17b3e3
+# %% ../nbs/04_adversarial.ipynb #2b3ff470
 async def teach_questions(
     run: str,
     llm: LLM,  # who judges
-    pairs: list[PreferencePair],  # of the teaching part
-    n: int,  # pairs that teach, at most; 0: none
-    seed: int,  # of the draw
+    level: list[PreferencePair],  # of the teaching part, of nearly equal length; none: nothing is taught
+    probe: list[PreferencePair],  # of the open probe
+    n_rounds: int,  # of the game of wordings
+    seed: int,  # of its draws
     verdict_mode: str,  # of the judge
-) -> Checklist | None:  # None: nothing was taught
-    "Writes weighing.csv and questions.csv. Raises UsageError where verdict_mode needs what cannot be taught."
-    level, out = level_pairs(pairs, n, seed), stage_dir(run, "adversarial")
+) -> Lessons | None:  # None: nothing was taught
+    "Writes weighing.csv, questions.csv, wordings.csv. Raises UsageError where the mode needs what cannot be taught."
+    out = stage_dir(run, "adversarial")
     if why := await why_untaught(llm, level):
-        for name in ("weighing.csv", "questions.csv"): (out / name).unlink(missing_ok=True)
+        for name in ("weighing.csv", "questions.csv", "wordings.csv"): (out / name).unlink(missing_ok=True)
         if verdict_mode == "principles":
             raise UsageError(f"verdict_mode = principles cannot be had: {why}; {OTHERWISE}")
         return print(f"no judge question by question: {why}")
-    taught = await teach(llm, first_questions(), level)
-    write_csv(out / "weighing.csv", taught.ways)
-    write_csv(out / "questions.csv", taught.principles)
-    return taught.checklist
+    lessons = await give_lessons(llm, level + probe, n_rounds, seed)
+    write_csv(out / "weighing.csv", lessons.ways)
+    write_csv(out / "questions.csv", lessons.last.principles)
+    write_csv(out / "wordings.csv", lessons.rounds)
+    return lessons
 
 # %% ../nbs/04_adversarial.ipynb #9dd078eb
 async def play_all(
@@ -409,14 +411,14 @@ async def compare_on_test(
     write_csv(stage_dir(run, "adversarial") / "baselines.csv", table_methods(answers, rows, seed))
     return {name: label_agreement(verdicts, rows) for name, (verdicts, _) in answers.items()}
 
-# %% ../nbs/04_adversarial.ipynb #60292b18
+# %% ../nbs/04_adversarial.ipynb #c9980372
 def judge_card(
     rounds: list[dict],  # of one game
     on_test: dict,  # agreement with the test labels
     llm: LLM,  # who judges
     parts: Parts,
     verdict_mode: str,
-    checklist: Checklist | None = None,
+    lessons: Lessons | None = None,
 ) -> dict:
     "What a judge's file says; `Judge.load` reads it."
     best, last = best_round(rounds), rounds[-1]
@@ -426,7 +428,8 @@ def judge_card(
             "rows": {"teaching": len(parts.teaching), "validation": len(parts.validation), "test": parts.test.n,
                      "groups": parts.groups},
             "agreement": {"train": best["train"], "validation": best["validation"], "test": on_test},
-            "alarm": best["alarm"], "checklist": checklist and checklist.model_dump()}
+            "alarm": best["alarm"], "checklist": lessons and lessons.last.checklist.model_dump(),
+            "first_checklist": lessons and lessons.first.checklist.model_dump()}
 
 
 def write_judges(
@@ -436,12 +439,12 @@ def write_judges(
     games: dict[str, list[dict]],  # from `play_all`
     on_test: dict[str, dict],  # from `compare_on_test`
     verdict_mode: str,
-    checklist: Checklist | None,
+    lessons: Lessons | None,
 ):
     "Writes judge.json and judge_without_reflection.json."
     for game, method, file in (("with reflection", "optimised judge", "judge"),
                                ("without reflection", "without reflection", "judge_without_reflection")):
-        card = judge_card(games[game], on_test[method], llm, parts, verdict_mode, checklist)
+        card = judge_card(games[game], on_test[method], llm, parts, verdict_mode, lessons)
         write_json(stage_dir(run, "adversarial") / f"{file}.json", card)
 
 # %% ../nbs/04_adversarial.ipynb #05d8b406

@@ -10,7 +10,8 @@ for. The words are ours."""
 
 # %% auto #0
 __all__ = ['MOST_POINTS', 'text_field', 'Point', 'Strengths', 'Weaknesses', 'Verdict', 'Reflection', 'Candidate', 'BadGreeting',
-           'Detection', 'Insight', 'Line', 'Strategy', 'Grade', 'Rubric', 'rubric_of', 'Word', 'YesNo', 'Proposal']
+           'Detection', 'Insight', 'Line', 'Strategy', 'Grade', 'Rubric', 'rubric_of', 'Word', 'YesNo', 'Wording',
+           'Proposal']
 
 # %% ../nbs/lib/answers.ipynb #baca6b17
 from functools import cache
@@ -110,6 +111,11 @@ class Word(BaseModel): pass  # an answer that is asked without a form
 class YesNo(Word):
     yes: float | None  # probability of all spellings of yes; None: the endpoint tells none
     no: float | None
+
+# %% ../nbs/lib/answers.ipynb #869d1c18
+class Wording(BaseModel):
+    yes_is_bad: str = text_field("是非问句，答“是”就有这个毛病，以问号结尾", 60)
+    yes_is_good: str = text_field("是非问句，答“是”就没有这个毛病，以问号结尾", 60)
 
 # %% ../nbs/lib/answers.ipynb #290047bc
 class Proposal(BaseModel):

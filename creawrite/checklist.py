@@ -56,11 +56,18 @@ async def text_values(
     counted = constraint_values(queries, responses)
     return Values([*asked.principles, STATED], np.column_stack([asked.values, counted]))
 
-# %% ../nbs/lib/checklist.ipynb #f80ead4f
+# %% ../nbs/lib/checklist.ipynb #8e259dcd
 class Checklist(BaseModel):
     "Questions and how their answers are weighed: what judge.json holds."
     questions: list[Question]
     weighing: Weighing
+
+    @property
+    def asked(self) -> list[Question]:
+        "Those that can change a grade: of a principle without weight none is asked."
+        if self.weighing.common: return self.questions
+        weights = dict(zip(self.weighing.principles, self.weighing.weights))
+        return [question for question in self.questions if weights.get(question.principle)]
 
 
 async def checklist_grades(
@@ -70,8 +77,10 @@ async def checklist_grades(
     responses: list[str],  # greetings, as many
 ) -> list[float | None]:  # probability of good; None: missing
     "One grade per greeting."
-    values = await text_values(llm, checklist.questions, queries, responses)
-    grades = checklist.weighing.grades(values.values)
+    known, weighed = await text_values(llm, checklist.asked, queries, responses), checklist.weighing.principles
+    values = np.full((len(responses), len(weighed)), np.nan)
+    values[:, [weighed.index(name) for name in known.principles]] = known.values
+    grades = checklist.weighing.grades(values)
     return [None if math.isnan(grade) else float(grade) for grade in grades]
 
 # %% ../nbs/lib/checklist.ipynb #62dc52b1

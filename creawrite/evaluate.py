@@ -24,7 +24,7 @@ __all__ = ['OPENING', 'EVALUATOR_ROLES', 'COST_COLUMNS', 'table_agreement', 'jud
            'score_policies', 'correct_rates', 'labelled_rows', 'judge_labels', 'probe_evaluators', 'compare_all',
            'describe_evaluators']
 
-# %% ../nbs/08_evaluate.ipynb #9b19f537
+# %% ../nbs/08_evaluate.ipynb #18ae9fa1
 import itertools, time
 from collections import Counter
 from typing import Callable
@@ -33,6 +33,7 @@ import numpy as np, pandas as pd, torch
 from sacrebleu.metrics import BLEU
 
 from .budget import table_cost
+from .checklist import Checklist
 from .core import KitError, read_json, run_dir, stage_dir, write_csv, write_jsonl
 from .judge import AGENTS, VARIANTS, Framework, Judge
 from .llm import LLM
@@ -477,7 +478,7 @@ def compare_all(
     write_csv(stage_dir(run, "evaluate") / "comparisons.csv", comparisons := pd.concat(tables))
     return comparisons
 
-# %% ../nbs/08_evaluate.ipynb #9ec0f226
+# %% ../nbs/08_evaluate.ipynb #6fec2c87
 def describe_evaluators(
     run: str,
     rows: list[EvaluationRow],  # from `labelled_rows`
@@ -491,7 +492,7 @@ def describe_evaluators(
     costs = table_cost(run).query("stage != 'examine'")  # that stage asks later
     card = read_json(run_dir(run) / "adversarial" / "judge.json")
     one_by_one = card.get("settings", {}).get("verdict_mode") == "principles"
-    questions = len(card["checklist"]["questions"]) if one_by_one else 0
+    questions = len(Checklist.model_validate(card["checklist"]).asked) if one_by_one else 0
     table = table_evaluators(frameworks, probe, verdicts, lengths, matched, costs, questions)
     write_csv(folder / "evaluators.csv", table := pd.concat([table, table_seconds(scorers, rows)]))
     return table

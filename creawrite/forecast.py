@@ -12,7 +12,7 @@ __all__ = ['ROWS', 'TRAINING_PROMPTS', 'PREFLIGHT_CALLS', 'EXAMINER_CALLS', 'MOS
            'most_calls_evaluate', 'asked_per_text', 'most_calls_examine', 'PastCost', 'sizes_of', 'same_sizes',
            'past_records', 'past_costs', 'policies_of', 'stage_forecast', 'table_forecast', 'forecast_sentence']
 
-# %% ../nbs/lib/forecast.ipynb #e1bee2cb
+# %% ../nbs/lib/forecast.ipynb #d10008b2
 import json
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from .budget import price
 from .core import outputs_dir, read_settings
 from .settings import Plan
 from .task import TASK
+from .wording import MOST_HELD_OUT
 
 # %% ../nbs/lib/forecast.ipynb #fbd66840
 ROWS = {"n_evaluation": 2000, "n_prompts": 800, "n_probe": 312, "n_heldout": 800}  # what 0 stands for, at most
@@ -63,7 +64,7 @@ def watched_texts(
     every = values.get("checkpoint_every", 0)
     return values.get("n_watch", 0) * (2 + (updates // every if every else 0))
 
-# %% ../nbs/lib/forecast.ipynb #bd69e706
+# %% ../nbs/lib/forecast.ipynb #4e593e75
 def most_calls_multi_agent(values: dict) -> int:
     "A writer's call and the chain of four for each candidate; nine calls for each labelled row of the ablations."
     candidates = values["n_queries"] * values["n_candidates"]
@@ -76,7 +77,9 @@ def most_calls_adversarial(values: dict) -> int:
     guarded = values["n_rounds"] * phases * (3 + values["n_probe"])
     rounds = guarded + (values["n_rounds"] + 1) * values["n_validation"]
     checks = values["n_stability"] * (10 + values["n_draws"]) + 2 * 78
-    asked = sum(map(len, TASK.questions.values())) * (2 * values["n_question_pairs"] + values["n_stability"])
+    taught = 2 * (values["n_question_pairs"] + values["n_probe_pairs"])
+    asked = sum(map(len, TASK.questions.values())) * (taught + values["n_stability"])
+    asked += 2 * values["n_wordings"] * (4 + 4 * MOST_HELD_OUT)
     return 4 * rounds + asked + 5 * values["n_test"] + checks + 4 * ROWS["n_probe"]
 
 

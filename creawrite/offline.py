@@ -13,8 +13,8 @@ __all__ = ['ANSWERS', 'REFUTED_BY', 'BANK', 'CLOSINGS', 'LENIENT', 'STRICT', 'DR
            'answers_to', 'mentioned', 'as_points', 'say_strengths', 'say_weaknesses', 'say_verdict', 'say_reflection',
            'cut_to', 'compose', 'say_candidate', 'absence_of', 'checks', 'lenient_checks', 'violations',
            'say_bad_greeting', 'say_detection', 'say_grade', 'say_rubric', 'insight_too_mild', 'insight_too_hard',
-           'say_insight', 'merge_oldest', 'say_strategy', 'say_proposal', 'asked_about', 'say_word', 'word_choice',
-           'refuse', 'choice_of', 'completions', 'list_models', 'serve']
+           'say_insight', 'merge_oldest', 'say_strategy', 'say_wording', 'say_proposal', 'asked_about', 'say_word',
+           'word_choice', 'refuse', 'choice_of', 'completions', 'list_models', 'serve']
 
 # %% ../nbs/lib/offline.ipynb #36113708
 import hashlib, json, math, random, sys, time
@@ -301,7 +301,16 @@ def say_strategy(material, rng):
     while len(rules) > material["limit"]: rules = merge_oldest(rules)
     return {"rules": rules}
 
-# %% ../nbs/lib/offline.ipynb #d401f314
+# %% ../nbs/lib/offline.ipynb #5fb0e712
+@answers_to("Wording")
+def say_wording(material, rng):
+    "Questions that name the flaw; for the whole the ones that stand."
+    named = mentioned([material["principle"]])
+    if not named: return dict(zip(("yes_is_bad", "yes_is_good"), material["questions"]))
+    name = FLAWS[named[0]].zh
+    return {"yes_is_bad": f"这条祝福语有「{name}」的毛病吗？", "yes_is_good": f"没有「{name}」的毛病吗？"}
+
+
 @answers_to("Proposal")
 def say_proposal(material, rng):
     "The principles after every wrong example."
@@ -314,7 +323,7 @@ def say_proposal(material, rng):
         rules = [rule["text"] for rule in strategy["rules"]]
     return {"rules": rules}
 
-# %% ../nbs/lib/offline.ipynb #58f15eae
+# %% ../nbs/lib/offline.ipynb #05263352
 CERTAIN = 0.98  # probability of the word that a rule says (ours)
 
 
@@ -325,7 +334,7 @@ def asked_about(
     for principle, texts in TASK.questions.items():
         if question in texts: return principle, question == texts[1]
     named = mentioned([question])
-    return (named[0], False) if named else None
+    return (named[0], question.startswith("没有")) if named else None
 
 
 def say_word(

@@ -13,7 +13,7 @@ Departures: the paper's judge weighs in its head; all of this is ours. Cost: sec
 
 # %% auto #0
 __all__ = ['ON_THE_WHOLE', 'WAYS_TO_WEIGH', 'LEAST_PAIRS', 'Weighing', 'scale_of', 'common_direction', 'pair_weights', 'Way',
-           'fitted', 'held_out_scores', 'calibrated', 'choose_weighing', 'table_principles']
+           'fitted', 'spread_of', 'held_out_scores', 'calibrated', 'choose_weighing', 'table_principles']
 
 # %% ../nbs/lib/weighing.ipynb #65dc6da2
 from typing import NamedTuple
@@ -67,7 +67,7 @@ class Weighing(BaseModel):
         "Probability of good."
         return 1 / (1 + np.exp(-(self.slope * self.scores(values) + self.intercept)))
 
-# %% ../nbs/lib/weighing.ipynb #5cf6a996
+# %% ../nbs/lib/weighing.ipynb #040e9a5c
 def scale_of(
     values: np.ndarray,  # (texts, principles)
 ) -> dict:  # centre, scale
@@ -89,13 +89,15 @@ def pair_weights(
     better: np.ndarray,  # (pairs, principles) scaled values of the better texts
     worse: np.ndarray,
     C: float,  # inverse penalty
+    sparse: bool = False,  # whether few weights are wanted (lasso) instead of small ones (ridge)
 ) -> list[float]:
     "Weights by which the better text of a pair is the likelier one."
     signs = np.where(np.arange(len(better)) % 2, -1.0, 1.0)  # the solver wants two classes
-    model = LogisticRegression(C=C, fit_intercept=False, max_iter=1000)
+    kind = dict(l1_ratio=1.0, solver="liblinear", random_state=0) if sparse else {}
+    model = LogisticRegression(C=C, fit_intercept=False, max_iter=1000, **kind)
     return model.fit((better - worse) * signs[:, None], signs).coef_[0].tolist()
 
-# %% ../nbs/lib/weighing.ipynb #fe1425d7
+# %% ../nbs/lib/weighing.ipynb #2395cd36
 ON_THE_WHOLE = "whole"  # the principle that asks about the greeting as a whole
 
 
@@ -105,11 +107,12 @@ class Way(NamedTuple):
     softness: float = 0.0  # of the minimum, in spreads of a principle; 0: a sum
     C: float = 0.0  # inverse ridge penalty of learned weights; 0: none are learned
     common: bool = True  # whether what all values share is left in
+    sparse: bool = False  # whether most weights are 0: their questions need not be asked
 
 
 WAYS_TO_WEIGH = {
     "whole word": Way(whole=True), "mean": Way(), "worst": Way(softness=0.05), "soft minimum": Way(softness=1.0),
-    "learned": Way(C=1.0), "learned, strict": Way(C=0.05),
+    "learned": Way(C=1.0), "learned, strict": Way(C=0.05), "learned, sparse": Way(C=0.1, sparse=True),
     "learned without what is common": Way(C=1.0, common=False),
     "learned, strict without what is common": Way(C=0.05, common=False)}
 
@@ -126,11 +129,19 @@ def fitted(
     base = Weighing(way=name, principles=principles, **scale_of(texts), weights=parts, softness=way.softness)
     if not way.C: return base
     if not way.common: base = base.model_copy(update={"common": common_direction(base.scaled(texts))})
-    weights = pair_weights(base.scaled(better), base.scaled(worse), way.C)
+    weights = pair_weights(base.scaled(better), base.scaled(worse), way.C, way.sparse)
     return base.model_copy(update={"weights": weights})
 
-# %% ../nbs/lib/weighing.ipynb #4b1c902d
+# %% ../nbs/lib/weighing.ipynb #a81cf691
 LEAST_PAIRS = 10  # fewer teach nothing (ours)
+
+
+def spread_of(
+    scores: np.ndarray,  # nan: missing
+) -> float:  # above 0
+    "Standard deviation of scores; 1 where they do not differ."
+    known = scores[~np.isnan(scores)]
+    return float(known.std()) or 1.0 if len(known) else 1.0
 
 
 def held_out_scores(
@@ -145,11 +156,11 @@ def held_out_scores(
     scores = np.full((len(better), 2), np.nan)
     for train, test in GroupKFold(min(folds, len(set(groups)))).split(better, groups=groups):
         weighing = fitted(way, principles, better[train], worse[train])
-        spread = np.nanstd(weighing.scores(np.vstack([better[train], worse[train]]))) or 1.0
+        spread = spread_of(weighing.scores(np.vstack([better[train], worse[train]])))
         for side, part in enumerate((better, worse)): scores[test, side] = weighing.scores(part[test]) / spread
     return scores
 
-# %% ../nbs/lib/weighing.ipynb #567847c7
+# %% ../nbs/lib/weighing.ipynb #72bd3580
 def calibrated(
     weighing: Weighing,
     scores: np.ndarray,  # (pairs, 2) held out, in spreads of the score
@@ -178,7 +189,7 @@ def choose_weighing(
     lines = [{"way": way, **ranked_pairs(*scores.T)} for way, scores in held_out.items()]
     best = max(lines, key=lambda line: line["value"] if line["n"] else -1)["way"]
     weighing = fitted(best, principles, better, worse)
-    spread = np.nanstd(weighing.scores(np.vstack([better, worse]))) or 1.0
+    spread = spread_of(weighing.scores(np.vstack([better, worse])))
     table = pd.DataFrame(lines).assign(taken=lambda lines: lines.way == best)
     return calibrated(weighing, held_out[best], spread), table
 

@@ -6,6 +6,7 @@ import threading
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -20,9 +21,11 @@ from creawrite.core import UsageError, run_dir, stage_dir, write_json
 from creawrite.data import read_sample, sample_splits
 from creawrite.judge import Judge
 from creawrite.llm import open_llm
-from creawrite.questions import first_questions, question_messages, read_greetings, tells_probabilities
+from creawrite.questions import Question, first_questions, question_messages, read_greetings, tells_probabilities
 from creawrite.rewards import reward_of
+from creawrite.splits import PreferencePair
 from creawrite.task import TASK
+from creawrite.wording import evolve_questions
 
 TEXTS = [("祝朋友生日快乐", "生日快乐，愿你今天的蛋糕很甜。"), ("祝朋友生日快乐", "生日快乐，扫码加微信，全场打折。")]
 QUERIES, RESPONSES = map(list, zip(*TEXTS))
@@ -101,6 +104,11 @@ def test_an_endpoint_that_tells_five_alternatives_is_asked_for_five(kit, capsys)
     assert capsys.readouterr().out.count("asked with 5 of them from now on") == 1
 
 
+def taught(llm, pairs, mode, n_rounds=0):
+    "What stage 04 teaches from pairs."
+    return asyncio.run(teach_questions("t", llm, level_pairs(pairs, 40, 0), [], n_rounds, 0, mode))
+
+
 @pytest.mark.parametrize("most", [None, 0])
 def test_an_endpoint_that_tells_no_probabilities_is_not_judged_by(kit, capsys, most):
     "It refuses to tell them, or it says nothing of them."
@@ -108,7 +116,7 @@ def test_an_endpoint_that_tells_no_probabilities_is_not_judged_by(kit, capsys, m
         kit(half)
         assert not asyncio.run(tells_probabilities(open_llm("t", "endpoint")))
         (stage_dir("t", "adversarial") / "weighing.csv").write_text("of an earlier run")
-        assert asyncio.run(teach_questions("t", open_llm("t", "endpoint"), PAIRS, 30, 0, "binary")) is None
+        assert taught(open_llm("t", "endpoint"), PAIRS, "binary") is None
         assert "tells no probabilities of its words" in capsys.readouterr().out
         assert not (run_dir("t") / "adversarial" / "weighing.csv").exists()
         assert np.isnan(read()).all(), "a missing answer is no grade"
@@ -119,8 +127,8 @@ def test_a_model_that_means_to_say_something_else_gives_no_grade(kit, tmp_path):
     "A real llama.cpp server on random weights: neither yes nor no is likely."
     engine = f"local:{tiny_gguf(tmp_path / 'tiny.gguf')}"
     assert np.isnan(read(engine=engine)).all()
-    taught = asyncio.run(teach(open_llm("u", "offline"), first_questions(), level_pairs(PAIRS, 20, 0)))
-    counted = asyncio.run(checklist_grades(open_llm("t", engine), taught.checklist, ["祝福", "祝福"], RESPONSES))
+    lesson = asyncio.run(teach(open_llm("u", "offline"), first_questions(), level_pairs(PAIRS, 20, 0)))
+    counted = asyncio.run(checklist_grades(open_llm("t", engine), lesson.checklist, ["祝福", "祝福"], RESPONSES))
     assert counted == [None, None]
 
 
@@ -138,21 +146,21 @@ def test_a_greeting_cannot_change_what_is_asked():
 
 def test_too_few_level_pairs_are_told(kit, capsys):
     apart = [pair.model_copy(update={"chosen": pair.chosen + "愿你平安喜乐。" * 9}) for pair in PAIRS]
-    assert asyncio.run(teach_questions("t", open_llm("t", "offline"), apart, 30, 0, "binary")) is None
+    assert taught(open_llm("t", "offline"), apart, "binary") is None
     assert "teaching pairs of nearly equal length are too few" in capsys.readouterr().out
     with pytest.raises(UsageError, match="0 teaching pairs .* take binary, graded or rubric"):
-        asyncio.run(teach_questions("t", open_llm("t", "offline"), apart, 30, 0, "principles"))
+        taught(open_llm("t", "offline"), apart, "principles")
 
 
 def test_pairs_that_are_all_alike_teach_nothing_and_stop_nothing(kit, capsys):
     alike = [PAIRS[0].model_copy(update={"id": str(number)}) for number in range(12)]
-    assert asyncio.run(teach_questions("t", open_llm("t", "offline"), alike, 30, 0, "binary")) is None
+    assert taught(open_llm("t", "offline"), alike, "binary") is None
     assert "or all alike" in capsys.readouterr().out
 
 
 def test_a_taught_judge_rewards_by_its_questions(kit):
     llm = open_llm("t", "offline")
-    checklist = asyncio.run(teach_questions("t", llm, PAIRS, 40, 0, "principles"))
+    checklist = taught(llm, PAIRS, "principles").last.checklist
     card = {"principles": TASK.first_principles, "checklist": json.loads(checklist.model_dump_json())}
     write_json(run_dir("t") / "adversarial" / "judge.json", card)
     reward = reward_of("t", "judge", "offline", "auto", "principles")
@@ -162,3 +170,43 @@ def test_a_taught_judge_rewards_by_its_questions(kit):
     write_json(run_dir("t") / "adversarial" / "judge.json", card | {"checklist": None})
     with pytest.raises(UsageError, match="n_question_pairs above 0"):
         reward_of("t", "judge", "offline", "auto", "principles")
+
+
+# ---- the game of wordings
+
+NAMED = ("有「忌讳消极」的毛病吗？", "没有「忌讳消极」的毛病吗？")
+
+
+@pytest.mark.parametrize("texts, outcome", [
+    (NAMED, "kept"), (("这样写合适吗？", "那样写合适吗？"), "no better"), (("晦气", "吉利吗？"), "no question"),
+    (("怎" * 90 + "？", "好吗？"), "too short or too long"), (("好吗？？", "好吗？？"), "twice the same")])
+def test_a_wording_stands_only_if_it_ranks_better(kit, monkeypatch, texts, outcome):
+    "The rules cannot read the old questions; of the new ones they can read those that name the flaw."
+    monkeypatch.setitem(offline.ANSWERS, "Wording", lambda *_: dict(zip(("yes_is_bad", "yes_is_good"), texts)))
+    dark = [PreferencePair(id=str(i), query=f"给{who}的生日祝福", chosen=f"{who}，愿你新岁的灯常亮，路常宽",
+                           rejected=f"{who}，愿你新岁别生病，别早死") for i, who in enumerate("甲乙丙丁戊己庚辛")]
+    old = [Question(principle="taboo", text=text, good=good) for text, good in (("行吗？", "no"), ("可以吗？", "yes"))]
+    evolved = asyncio.run(evolve_questions(open_llm("t", "offline"), old, dark[:4], dark[4:], 1, seed=0))
+    assert evolved.rounds.outcome[0] == outcome
+    assert [question.text for question in evolved.questions] == (
+        list(NAMED) if outcome == "kept" else ["行吗？", "可以吗？"])
+
+
+def test_the_game_of_wordings_goes_through_the_stage(kit):
+    lessons = taught(open_llm("t", "offline"), PAIRS, "principles", n_rounds=2)
+    out = run_dir("t") / "adversarial"
+    assert set(pd.read_csv(out / "weighing.csv").questions) <= {"first", "reworded"}
+    rounds = pd.read_csv(out / "wordings.csv")
+    assert len(rounds) == len(lessons.rounds) > 0 and set(rounds.phase) <= {"adversarial", "reflection"}
+    assert not (rounds.query("outcome == 'kept'").eval("after <= before")).any()
+
+
+def test_questions_without_weight_are_not_asked(kit):
+    llm = open_llm("t", "offline")
+    whole = taught(llm, PAIRS, "principles").last.checklist
+    weights = [float(name == "cliche") for name in whole.weighing.principles]
+    one = whole.model_copy(update={"weighing": whole.weighing.model_copy(update={"weights": weights, "common": []})})
+    assert [question.principle for question in one.asked] == ["cliche", "cliche"]
+    before = llm.ledger.query("SELECT count(*) FROM calls")[0][0]
+    grades = asyncio.run(checklist_grades(llm, one, ["没见过的请求"] * 2, RESPONSES))
+    assert llm.ledger.query("SELECT count(*) FROM calls")[0][0] - before == 4 and None not in grades
