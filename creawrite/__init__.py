@@ -54,6 +54,7 @@ Modules:
 - `creawrite.progress`: How the questions of a stage fare: told by the clock, and ended early when too many stay unanswered.
 - `creawrite.questions`: Principle by principle: a yes or no each, read from the probabilities of one word.
 - `creawrite.rates`: Excellence rates by policy, scene and seed; at equal length; and without the judge's known errors.
+- `creawrite.recording`: What a real model answered about our own texts, in a file that anyone can replay without it.
 - `creawrite.records`: Rows of any file by what it holds, not by its name: CSV, JSON, JSON Lines, Parquet, lines.
 - `creawrite.replies`: What an endpoint's reply says: a completion, or a fault with the server's own words.
 - `creawrite.report`: All tables and figures of a run in the order of a story, as markdown and as one HTML page.

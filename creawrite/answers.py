@@ -20,21 +20,21 @@ from typing import Literal
 from pydantic import BaseModel, Field, create_model
 from pydantic.json_schema import SkipJsonSchema
 
-# %% ../nbs/lib/answers.ipynb #5a159a38
+# %% ../nbs/lib/answers.ipynb #3fb3b1c9
 def text_field(
     description: str,  # what the field is for
-    most: int = 240,  # characters, told to the endpoint alone
+    most: int = 80,  # characters, told to the endpoint alone (ours)
 ):  # pydantic's Field
     "A string with a longest length that is announced, not enforced."
     return Field(description=description, json_schema_extra={"maxLength": most})
 
-# %% ../nbs/lib/answers.ipynb #b5471d72
+# %% ../nbs/lib/answers.ipynb #331059e0
 MOST_POINTS = 6  # that a side of the debate lists (ours)
 
 
 class Point(BaseModel):
-    point: str = text_field("要点，几个字", 40)
-    reason: str = text_field("理由，引用原文", 160)
+    point: str = text_field("要点，几个字", 20)
+    reason: str = text_field("理由，引用原文", 60)
 
 
 class Strengths(BaseModel):
@@ -46,21 +46,21 @@ class Weaknesses(BaseModel):
     points: list[Point] = Field(description="缺点列表，每项含 point 与 reason；没有就给空列表",
                                 json_schema_extra={"maxItems": MOST_POINTS})
 
-# %% ../nbs/lib/answers.ipynb #98267128
+# %% ../nbs/lib/answers.ipynb #32e6cdd1
 class Verdict(BaseModel):
     judge: Literal[0, 1] = Field(description="1 合格，0 不合格")
-    reason: str = text_field("一句话理由", 160)
+    reason: str = text_field("一句话理由")
 
 
 class Reflection(Verdict): pass
 
-# %% ../nbs/lib/answers.ipynb #5b57037a
+# %% ../nbs/lib/answers.ipynb #a4008676
 class Candidate(BaseModel):
-    text: str = text_field("祝福语正文")
+    text: str = text_field("祝福语正文", 240)
 
-# %% ../nbs/lib/answers.ipynb #27a24857
+# %% ../nbs/lib/answers.ipynb #ff8f1815
 class BadGreeting(BaseModel):
-    text: str = text_field("祝福语正文")
+    text: str = text_field("祝福语正文", 240)
     flaws: str = text_field("说明其中暗藏的毛病，用「」标出毛病的名称")
 
 

@@ -208,7 +208,7 @@ def fetch_command(
     fetch(source)
     print("data/released is complete, every checksum as in data/manifest.json")
 
-# %% ../nbs/lib/cli.ipynb #b8c40a3f
+# %% ../nbs/lib/cli.ipynb #b7448de3
 Run = Annotated[str, typer.Argument(help="name of the run")]
 LedgerFile = Annotated[Path, typer.Argument(metavar="FILE", help="compressed JSON Lines, NAME.jsonl.xz")]
 
@@ -223,10 +223,14 @@ def stats_command(run: Run = "smoke"):
 
 
 @ledger_app.command("export")
-def export_command(run: Run, file: LedgerFile):
+def export_command(
+    run: Run, file: LedgerFile,
+    own: Annotated[bool, typer.Option("--own", help="only calls whose every text is the kit's own")] = False,
+):
     "Write a run's calls to a file that holds no key: share it, and anyone can replay the run."
     from creawrite.ledger import export_ledger
-    print(f"{export_ledger(run, file):,} calls in {file.name}")
+    from creawrite.recording import export_own
+    print(f"{(export_own if own else export_ledger)(run, file):,} calls in {file.name}")
 
 
 @ledger_app.command("import")

@@ -12,7 +12,7 @@ this process. A key is read when a client is made, and stored nowhere. Cost: tha
 __all__ = ['ADDRESS', 'API_KEY', 'MODEL_NAME', 'variable', 'first_set', 'api_key', 'split_address', 'hidden_login',
            'address_without_v1', 'Endpoint', 'endpoint', 'engine_name', 'remote_client', 'client_of', 'embedded_client']
 
-# %% ../nbs/lib/engines.ipynb #1a13cf7b
+# %% ../nbs/lib/engines.ipynb #1fd1861a
 import os, re, unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict
 
 from .core import KitError
 from .gguf import LOCAL, LocalModel, local_model
+from .recording import RECORDED, Recording, recording
 from .ledger import OFFLINE
 from .local import local_client
 
@@ -111,14 +112,15 @@ class Endpoint(BaseModel):
         named = (parts.hostname or "").endswith((".azure.com", ".azure.us", ".azure.cn", ".azure-api.net"))
         return named or "/openai/deployments/" in f"{parts.path}/" or "api-version" in self.query
 
-# %% ../nbs/lib/engines.ipynb #8524205f
+# %% ../nbs/lib/engines.ipynb #d438b30c
 def endpoint(
-    engine: str = "auto",  # auto | offline | endpoint | local:FILE.gguf
-) -> Endpoint | LocalModel | None:  # None: the offline engine
+    engine: str = "auto",  # auto | offline | endpoint | local:FILE.gguf | recorded:FILE
+) -> Endpoint | LocalModel | Recording | None:  # None: the offline engine
     "The engine that a run will use. Raises KitError when an endpoint is wanted but not fully named."
     if engine.startswith(LOCAL): return local_model(engine)
+    if engine.startswith(RECORDED): return recording(engine)
     if engine not in ("auto", "offline", "endpoint"):
-        raise KitError(f"engine = {engine!r} is not one of auto, offline, endpoint, local:FILE.gguf")
+        raise KitError(f"engine = {engine!r} is not one of auto, offline, endpoint, local:FILE.gguf, recorded:FILE")
     address, model = first_set(ADDRESS), first_set(MODEL_NAME)
     named = first_set(("OPENAI_BASE_URL", "CREAWRITE_MODEL")) or (address and model)
     if engine == "offline" or (engine == "auto" and not named): return None

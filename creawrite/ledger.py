@@ -14,9 +14,9 @@ __all__ = ['OFFLINE', 'LEDGER_COLUMNS', 'BILL', 'DISK', 'NULLABLE', 'MOST', 'XZ'
            'call_sum', 'exported_call', 'compressed', 'check_target', 'export_ledger', 'unpacked', 'export_lines',
            'exported_calls', 'import_ledger', 'check_ledger']
 
-# %% ../nbs/lib/ledger.ipynb #cd569f30
+# %% ../nbs/lib/ledger.ipynb #f380202d
 import errno, hashlib, json, lzma, sqlite3, threading, time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -286,7 +286,7 @@ def exported_call(
         raise KitError(f"{place}: its checksum does not fit its reply; the file was changed, export the ledger again")
     return call
 
-# %% ../nbs/lib/ledger.ipynb #659dd0b1
+# %% ../nbs/lib/ledger.ipynb #6bfc2fbe
 XZ = b"\xfd7zXZ\0"  # how a compressed file begins
 MOST_LINE = 2**24  # bytes of one call; the longest contexts of today's models fill half of it
 
@@ -312,12 +312,13 @@ def check_target(
 def export_ledger(
     run: str,
     path: Path,  # file to write, .jsonl.xz
+    keep: Callable = lambda row: True,  # (a call) -> whether it goes out
 ) -> int:  # calls
     "Compressed JSON Lines, the same bytes for the same calls. Raises KitError, and then writes nothing."
     ledger, hidden, number = open_ledger(run), secrets(), 0
     check_target(path)
     with atomic(path) as part, lzma.open(part, "wt", encoding="utf-8") as file:
-        for number, row in enumerate(ledger_rows(ledger), 1):
+        for number, row in enumerate(filter(keep, ledger_rows(ledger)), 1):
             call = verified_call(row, f"call {number} of {run}", hidden)
             line = json.dumps(call | {"sum": call_sum(call)}, ensure_ascii=False) + "\n"
             if len(line.encode()) > MOST_LINE: raise KitError(f"call {number} of {run} is longer than 16 MiB")

@@ -13,7 +13,7 @@ that the ledger has not seen."""
 __all__ = ['GRACE', 'LONGEST', 'until_the_end', 'Wire', 'Connection', 'Recorder', 'LLM', 'stop_gently', 'recorded_engine',
            'open_llm', 'Front', 'behind', 'stream', 'expected', 'gather']
 
-# %% ../nbs/lib/llm.ipynb #7412678e
+# %% ../nbs/lib/llm.ipynb #5fd01428
 import asyncio, copy, json, os, signal, threading, time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import contextmanager
@@ -32,6 +32,7 @@ from .local import local_limits, local_settings
 from .messages import Missing, answer_format, parse_reply
 from .pacing import Pace, Try
 from .progress import Tally
+from .recording import Recording, play_into
 from .replies import Completion, Fault, read_body, why_missing
 from .trouble import GOES_ON, fault_of, given_up, pause_after, stop_if_permanent
 
@@ -296,10 +297,10 @@ def recorded_engine(
                        "run once with mode=auto, or `creawrite ledger import`")
     return rows[0][0], json.loads(rows[0][1])["model"]
 
-# %% ../nbs/lib/llm.ipynb #ec5c81d4
+# %% ../nbs/lib/llm.ipynb #d4ea7b5c
 def open_llm(
     run: str,
-    engine: str = "auto",  # auto | offline | endpoint | local:FILE.gguf
+    engine: str = "auto",  # auto | offline | endpoint | local:FILE.gguf | recorded:FILE
     mode: str = "auto",  # auto: the ledger first | live: always ask | replay: the ledger only
     stage: str = "",  # who pays; $CREAWRITE_STAGE when empty
 ) -> LLM:
@@ -310,6 +311,9 @@ def open_llm(
         label, model = recorded_engine(ledger, run)
         return LLM(ledger, label, None, model, mode, read_limits(), stage=stage)
     place = endpoint(engine)
+    if isinstance(place, Recording):
+        play_into(ledger, run, place)
+        return LLM(ledger, place.label, None, place.model, "replay", read_limits(), stage=stage)
     if place:
         limits = local_limits(read_limits()) if isinstance(place, LocalModel) else read_limits()
         llm = LLM(ledger, place.label, client_of(place, run_dir(run)), place.model, mode, limits, stage=stage)
