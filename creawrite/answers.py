@@ -46,10 +46,11 @@ class Weaknesses(BaseModel):
     points: list[Point] = Field(description="缺点列表，每项含 point 与 reason；没有就给空列表",
                                 json_schema_extra={"maxItems": MOST_POINTS})
 
-# %% ../nbs/lib/answers.ipynb #32e6cdd1
+# %% ../nbs/lib/answers.ipynb #faf3b9a5
 class Verdict(BaseModel):
     judge: Literal[0, 1] = Field(description="1 合格，0 不合格")
     reason: str = text_field("一句话理由")
+    good: SkipJsonSchema[float | None] = None  # probability of 1; the client fills it in
 
 
 class Reflection(Verdict): pass

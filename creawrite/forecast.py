@@ -64,11 +64,11 @@ def watched_texts(
     every = values.get("checkpoint_every", 0)
     return values.get("n_watch", 0) * (2 + (updates // every if every else 0))
 
-# %% ../nbs/lib/forecast.ipynb #4e593e75
+# %% ../nbs/lib/forecast.ipynb #3292fe45
 def most_calls_multi_agent(values: dict) -> int:
-    "A writer's call and the chain of four for each candidate; nine calls for each labelled row of the ablations."
+    "A writer's call and the chain of four for each candidate; 13 calls for each labelled row of the ablations."
     candidates = values["n_queries"] * values["n_candidates"]
-    return candidates * (1 + 4 * values["n_votes"]) + 9 * rows_wanted(values, "n_evaluation")
+    return candidates * (1 + 4 * values["n_votes"]) + 13 * rows_wanted(values, "n_evaluation")
 
 
 def most_calls_adversarial(values: dict) -> int:

@@ -17,7 +17,7 @@ __all__ = ['COSTS', 'SHOWN', 'Sizes', 'drawn_rows', 'examination', 'paid_by', 'e
            'mode_sitters', 'short_label', 'all_sitters', 'turned_by_order', 'costs_of', 'more_measures', 'page',
            'figure_passport']
 
-# %% ../nbs/13_passport.ipynb #940249b8
+# %% ../nbs/13_passport.ipynb #ca189513
 import copy
 from typing import Callable, NamedTuple
 
@@ -29,7 +29,7 @@ from .core import UsageError, read_json, run_dir
 from .examination import ORDER, Item, Sitter, ordered_items, pair_items, rewritten_items, row_items
 from .examiners import score_evaluators
 from .figures import DASHES, INKS, MARKERS, figure_style
-from .judge import Judge
+from .judge import AGENTS, Framework, Judge
 from .llm import LLM, open_llm
 from .questions import covered_masses, first_questions, read_greetings
 from .splits import EvaluationRow, load_split
@@ -97,7 +97,7 @@ async def engine_judge(
     taught = await teach(llm, first_questions(), level)
     return Judge(llm, TASK.first_principles, checklist=taught.checklist)
 
-# %% ../nbs/13_passport.ipynb #c366d70d
+# %% ../nbs/13_passport.ipynb #31563580
 def whole_word(
     llm: LLM,  # who judges
     checklist: Checklist,  # has the question whether the whole is good
@@ -130,7 +130,7 @@ def mode_sitters(
     judge: Judge,
     name: str,  # of the engine
 ) -> list[Sitter]:
-    "A judge in each of its verdict modes, question by question first."
+    "A judge in each of its verdict modes, question by question first, and the debate of Path A last."
     sitters = []
     for mode in sorted(judge.modes, key="principles".__ne__):
         one_by_one, payer = mode == "principles", f"passport {name}, {mode}"
@@ -145,7 +145,9 @@ def mode_sitters(
             word = Sitter(f"{name}, whole word", whole_word(twin.llm, judge.checklist), 0, 2, payer)
             sitters += [sitter, word]
         else: sitters.append(sitter)
-    return sitters
+    debate = Framework(paid_by(judge.llm, f"passport {name}, debate"))
+    return [*sitters, Sitter(f"{name}, debate", debate.grades, 0.5, len(AGENTS), f"passport {name}, debate",
+                             not judge.llm.offline)]
 
 # %% ../nbs/13_passport.ipynb #b0ed3f5a
 def short_label(

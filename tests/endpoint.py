@@ -5,6 +5,7 @@ A mode decides every reply; `served.becomes(mode)` changes it while the address 
 import asyncio
 import gzip
 import json
+import math
 import random
 import ssl
 import subprocess
@@ -96,6 +97,13 @@ def fitting(part, chance, whole=None):
     return {"string": "祝福", "boolean": chance.random() < 0.5, "integer": 1, "number": 0.5}[part["type"]]
 
 
+def sureness(verdict: int) -> dict:
+    "Log-probabilities of a reply that begins with a verdict, which was three to one."
+    options = [{"token": str(word), "logprob": math.log(0.75 if word == verdict else 0.25)} for word in (0, 1)]
+    pieces = [{"token": piece, "logprob": 0.0, "top_logprobs": []} for piece in ('{"', "judge", '":', " ")]
+    return {"content": [*pieces, {"token": str(verdict), "logprob": 0.0, "top_logprobs": options}]}
+
+
 class Odd:
     "The endpoint."
 
@@ -109,7 +117,9 @@ class Odd:
         if self.mode == "coin":
             wanted = body.get("response_format", {}).get("json_schema", {"schema": {"type": "string"}})["schema"]
             answer = fitting(wanted, random.Random(json.dumps(body)))
-            return web.json_response(completion(answer if isinstance(answer, str) else json.dumps(answer)))
+            reply = completion(answer if isinstance(answer, str) else json.dumps(answer))
+            if "judge" in answer and body.get("logprobs"): reply["choices"][0]["logprobs"] = sureness(answer["judge"])
+            return web.json_response(reply)
         right = json.dumps({"judge": json.loads(body["messages"][-1]["content"].rsplit("\n", 2)[-2])["id"] % 7})
         if self.mode == "silent": await asyncio.sleep(1000)
         if self.mode == "every other" and self.tries % 2: request.transport.abort()

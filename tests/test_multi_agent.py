@@ -20,16 +20,17 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 
 from conftest import REPOSITORY
+from endpoint import Served
 from creawrite import multi_agent, offline, policies, retrieval
 from creawrite.core import KitError, outputs_dir
 from creawrite.data import read_sample, sample_splits
 from creawrite.engines import OFFLINE, embedded_client
 from creawrite.judge import AGENTS, VARIANTS, DebateRecord, Framework
 from creawrite.ledger import Ledger
-from creawrite.llm import LLM
+from creawrite.llm import LLM, open_llm
 from creawrite.multi_agent import (
-    Group, ablation_verdicts, judge_candidates, pair_of, read_groups, table_ablations, whole_lines, write_candidates,
-    write_groups)
+    POLLED, Group, ablation_verdicts, judge_candidates, pair_of, read_groups, table_ablations, whole_lines,
+    write_candidates, write_groups)
 from creawrite.retrieval import Retriever
 from creawrite.settings import defaults
 from creawrite.splits import SFTRow
@@ -392,11 +393,11 @@ def test_every_switch_changes_verdicts_and_asks_only_its_own_questions(llm):
         assert set(asked() - before) == anew[left_out]
     before = asked()
     verdicts = asyncio.run(ablation_verdicts(llm, queries, responses))
-    assert list(verdicts) == list(VARIANTS) and verdicts["multi_agent"] == full
-    assert asked() == before, "all of it is in the ledger"
+    assert list(verdicts) == [*VARIANTS, POLLED] and verdicts["multi_agent"] == full
+    assert set(asked() - before) == {"judge"}, "the judge alone, four times; all else is in the ledger"
     rows = SAMPLE["evaluation"]
     verdicts = asyncio.run(ablation_verdicts(llm, [row.query for row in rows], [row.response for row in rows]))
-    assert all(verdicts[name] != verdicts["multi_agent"] for name in list(VARIANTS)[1:])
+    assert all(verdicts[name] != verdicts["multi_agent"] for name in [*list(VARIANTS)[1:], POLLED])
 
 
 @pytest.mark.parametrize("reason, final", [("另见广告", 0), ("", 1), ("  ", 1)])
@@ -499,3 +500,19 @@ def test_paired_comparison_counts_by_hand():
     same = table[(table.evaluator == "same") & (table.slice == "all")].iloc[0]
     assert (same.p, same.value) == (1, 1) and same.low < 1, "11 of 11 is no certainty"
     assert table[table.slice == "none"].value.isna().all()
+
+
+def test_the_last_word_comes_with_its_probability(tmp_path, monkeypatch):
+    "An endpoint that says how sure it was of 1: the probability is in the record, in the ledger, and is the grade."
+    with Served("coin") as served:
+        for name, value in (("OPENAI_BASE_URL", served.url), ("OPENAI_API_KEY", "k"), ("CREAWRITE_MODEL", "coin")):
+            monkeypatch.setenv(name, value)
+        for name in ("nbs", "settings.ini", "data"): (tmp_path / name).symlink_to(REPOSITORY / name)
+        monkeypatch.setenv("CREAWRITE_ROOT", str(tmp_path))
+        framework = Framework(open_llm("t", "endpoint"))
+        records = asyncio.run(framework.records([QUERY] * 4, list("甲乙丙丁")))
+        grades = asyncio.run(framework.grades([QUERY] * 4, list("甲乙丙丁")))
+    assert [record.good for record in records] == grades and {record.final for record in records} == {0, 1}
+    assert all(record.good == pytest.approx(0.75 if record.final else 0.25) for record in records)
+    replayed = Framework(open_llm("t", mode="replay"))
+    assert asyncio.run(replayed.grades([QUERY] * 4, list("甲乙丙丁"))) == grades
