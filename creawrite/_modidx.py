@@ -586,6 +586,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'creawrite.forecast.most_calls_grpo': ('lib/forecast.html#most_calls_grpo', 'creawrite/forecast.py'),
                                     'creawrite.forecast.most_calls_multi_agent': ( 'lib/forecast.html#most_calls_multi_agent',
                                                                                    'creawrite/forecast.py'),
+                                    'creawrite.forecast.most_calls_passport': ( 'lib/forecast.html#most_calls_passport',
+                                                                                'creawrite/forecast.py'),
                                     'creawrite.forecast.past_costs': ('lib/forecast.html#past_costs', 'creawrite/forecast.py'),
                                     'creawrite.forecast.past_records': ('lib/forecast.html#past_records', 'creawrite/forecast.py'),
                                     'creawrite.forecast.policies_of': ('lib/forecast.html#policies_of', 'creawrite/forecast.py'),
