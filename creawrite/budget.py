@@ -119,7 +119,7 @@ class Budget:
         request: dict,  # that was reserved
     ): self.aside.pop(id(request), None)
 
-# %% ../nbs/lib/budget.ipynb #0f921408
+# %% ../nbs/lib/budget.ipynb #7e97eadb
 PATHS = {"multi_agent": "Path A: pairs by debate", "adversarial": "Path B: game", "grpo": "Path B: judge's rewards",
          "evaluate": "evaluation, both paths"}
 
@@ -135,9 +135,11 @@ def engine_prices(
 def table_cost(
     run: str,
     by: tuple[str, ...] = ("stage", "role"),  # and engine, to tell engines apart
+    later: tuple[str, ...] = (),  # stages that ask after this one, and are left out with all that they pay for
 ) -> pd.DataFrame:  # stage, role, calls, tokens_in, tokens_out, seconds, retries, missing, money
     "What each role of each stage has cost; money is empty where a model has no row in `[prices]`."
     table = open_ledger(run).costs()
+    table = table[[stage.partition(" ")[0] not in later for stage in table.stage]]
     prices = {engine: engine_prices(engine) for engine in set(table.engine)}
     inward, outward = ([prices[engine][side] for engine in table.engine] for side in (0, 1))
     table["money"] = (table.tokens_in * inward + table.tokens_out * outward) / 1e6

@@ -478,7 +478,7 @@ def compare_all(
     write_csv(stage_dir(run, "evaluate") / "comparisons.csv", comparisons := pd.concat(tables))
     return comparisons
 
-# %% ../nbs/08_evaluate.ipynb #6fec2c87
+# %% ../nbs/08_evaluate.ipynb #de9daedb
 def describe_evaluators(
     run: str,
     rows: list[EvaluationRow],  # from `labelled_rows`
@@ -489,7 +489,7 @@ def describe_evaluators(
     "Everything known about every evaluator: evaluators.csv."
     folder, lengths = stage_dir(run, "evaluate"), {row.id: len(row.response) for row in rows}
     frameworks, matched = pd.read_csv(folder / "frameworks.csv"), read_slices(run)["evaluation"]["length_matched"]
-    costs = table_cost(run).query("stage != 'examine'")  # that stage asks later
+    costs = table_cost(run, later=("examine", "passport"))
     card = read_json(run_dir(run) / "adversarial" / "judge.json")
     one_by_one = card.get("settings", {}).get("verdict_mode") == "principles"
     questions = len(Checklist.model_validate(card["checklist"]).asked) if one_by_one else 0

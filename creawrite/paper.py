@@ -326,7 +326,7 @@ def described_examiners(
         tables.append(Table("findings", f"{CAPTIONS['findings']} {about}", cells, None, says_findings(cells)))
     return tables
 
-# %% ../nbs/10_paper.ipynb #c6066d7d
+# %% ../nbs/10_paper.ipynb #71813777
 STAGE_TABLES = {  # name here -> file, and caption
     "path_a": ("multi_agent/report.csv", "Table G. Path A: yield and verdicts, as shares"),
     "ablations": ("multi_agent/ablations.csv", "Table F. Path A without one agent: accuracy, and paired difference to "
@@ -343,7 +343,7 @@ def stage_tables(
     behind: Background,
 ) -> list[Table]:
     "Tables C and A1, and G, F, M, O, S, H, L, X, V and W where their stages wrote them."
-    tables = [Table("table_cost", caption_cost(run), table_cost(run)), described_audit(behind)]
+    tables = [Table("table_cost", caption_cost(run), table_cost(run, later=("passport",))), described_audit(behind)]
     for name, (place, title) in STAGE_TABLES.items():
         numbers = read_if_there(run_dir(run) / place)
         if numbers is not None: tables.append(Table(name, f"{title}. {behind.about}", compact(numbers), numbers))
@@ -519,7 +519,7 @@ def stacked_bars(
     axis.set_xlim(0, 1.25 * max(wide.sum(axis=1).max(), 1))
     axis.grid(visible=False, axis="y")
 
-# %% ../nbs/10_paper.ipynb #a6ed0605
+# %% ../nbs/10_paper.ipynb #0c746da9
 def figure_cost(
     run: str,
 ):  # matplotlib figure

@@ -59,11 +59,11 @@ EVERY = {"data", "audit", "multi_agent", "adversarial", "sft", "reward_model", "
 EDITS = {  # file, old, new, stages that must be stale
     "reward class": ("rewards.py", "class JudgeReward:", "class JudgeReward:\n    weight = 2\n", {"grpo", "examine"}),
     "judge": ("judge.py", "class Judge:", "class Judge:\n    limit = 1\n",
-              {"adversarial", "grpo", "evaluate", "examine"}),
+              {"adversarial", "grpo", "evaluate", "examine", "passport"}),
     "debate prompt": ("task.py", "你在一场关于祝福语的辩论中担任正方", "你在一场辩论中担任正方",
-                      {"multi_agent", "evaluate", "examine"}),
+                      {"multi_agent", "evaluate", "examine", "passport"}),
     "game prompt": ("task.py", "你要写一条看上去不错", "请写一条看上去不错", {"adversarial"}),
-    "answer schema": ("answers.py", "一句话理由", "一句理由", {"multi_agent", "evaluate", "examine"}),
+    "answer schema": ("answers.py", "一句话理由", "一句理由", {"multi_agent", "evaluate", "examine", "passport"}),
     "rule of the rulebook": ("flaws.py", "扫码", "扫描",
                              {"multi_agent", "adversarial", "grpo", "evaluate", "examine", "laboratory"}),
     "reading of rows": ("splits.py", "def load_split(", "def load_split_of(", EVERY - {"paper"}),
@@ -113,7 +113,7 @@ def test_a_new_audit_is_an_input_of_the_reward_model_and_its_figures_are_not(sou
 
 def test_no_stage_reads_another_stages_folder_whole(source):
     "Models aside, which are folders: a new figure in a folder must not make its readers stale."
-    folders = {"sft/base/", "sft/sft/", "reward_model/model/", "grpo/*/"}
+    folders = {"sft/base/", "sft/sft/", "reward_model/model/", "reward_model/comparison/", "grpo/*/"}
     for stage in make_plan("smoke").stages:
         for entry in stage.reads:
             if entry.startswith("./"): continue
