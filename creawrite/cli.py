@@ -226,11 +226,13 @@ def stats_command(run: Run = "smoke"):
 def export_command(
     run: Run, file: LedgerFile,
     own: Annotated[bool, typer.Option("--own", help="only calls whose every text is the kit's own")] = False,
+    engine: Annotated[str, typer.Option(help="with --own: only the engine with this in its name")] = "",
 ):
     "Write a run's calls to a file that holds no key: share it, and anyone can replay the run."
     from creawrite.ledger import export_ledger
     from creawrite.recording import export_own
-    print(f"{(export_own if own else export_ledger)(run, file):,} calls in {file.name}")
+    if engine and not own: raise UsageError("--engine chooses among a run's own answers: say --own, too")
+    print(f"{export_own(run, file, engine) if own else export_ledger(run, file):,} calls in {file.name}")
 
 
 @ledger_app.command("import")

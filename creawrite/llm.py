@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from .budget import Budget, Limits, price, read_limits
 from .core import KitError, run_dir
 from .dialect import Dialect, body_of
-from .engines import client_of, embedded_client, endpoint
+from .engines import client_of, embedded_client, endpoint, engine_name
 from .gguf import LocalModel
 from .ledger import OFFLINE, Ledger, key_of
 from .local import local_limits, local_settings
@@ -289,9 +289,11 @@ def stop_gently():
 def recorded_engine(
     ledger: Ledger,
     run: str,
+    engine: str = "auto",  # which one is meant, where a ledger has several
 ) -> tuple[str, str]:  # label and model
     "Who answered a run, of the offline engine the newest version. Raises KitError unless it was one engine."
     rows = ledger.query("SELECT engine, request, max(at) FROM calls GROUP BY engine")
+    if len(rows) > 1 and engine != "auto": rows = [row for row in rows if row[0] == engine_name(engine)] or rows
     if len(rows) != 1:
         raise KitError(f"replay needs a ledger of one engine, and {run}'s has {len(rows)}: "
                        "run once with mode=auto, or `creawrite ledger import`")
@@ -308,7 +310,7 @@ def open_llm(
     ledger, stage = Ledger(run_dir(run) / "ledger.sqlite"), stage or os.environ.get("CREAWRITE_STAGE", "by hand")
     stop_gently()
     if mode == "replay":
-        label, model = recorded_engine(ledger, run)
+        label, model = recorded_engine(ledger, run, engine)
         return LLM(ledger, label, None, model, mode, read_limits(), stage=stage)
     place = endpoint(engine)
     if isinstance(place, Recording):

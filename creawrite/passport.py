@@ -27,7 +27,7 @@ from .budget import table_cost
 from .checklist import Checklist, level_pairs, teach, why_untaught
 from .core import UsageError, read_json, run_dir
 from .examination import ORDER, Item, Sitter, ordered_items, pair_items, rewritten_items, row_items
-from .examiners import score_evaluators
+from .examiners import rulebook_points, score_evaluators
 from .figures import DASHES, INKS, MARKERS, figure_style
 from .judge import AGENTS, Framework, Judge
 from .llm import LLM, open_llm
@@ -175,11 +175,13 @@ def same_lessons(
     n_teach: int,  # pairs of either kind
     seed: int,  # which ones
 ) -> dict[str, tuple[Callable, float]]:  # evaluator -> (queries, texts) -> (n,) scores; good is above this
-    "The character model on what questions are taught on, level pairs and the open probe: a rival on equal terms."
+    "The character model on what questions are taught on, level pairs and the open probe, and the rulebook's points."
     lessons = lessons_of(run, n_teach, seed)
-    scorer = TfidfScorer(lessons)
-    cut = np.median(scorer.score([text for pair in lessons for text in responses(pair)]))
-    return {"TF-IDF, lessons of the questions": (lambda queries, texts: scorer.score(texts), float(cut))}
+    characters = TfidfScorer(lessons)
+    scorers = {"TF-IDF, lessons of the questions": lambda queries, texts: characters.score(texts),
+               "rulebook, points": lambda queries, texts: np.array([*map(rulebook_points, queries, texts)])}
+    sides = [pair.query for pair in lessons for _ in range(2)], [text for pair in lessons for text in responses(pair)]
+    return {name: (score, float(np.median(score(*sides)))) for name, score in scorers.items()}
 
 
 async def all_sitters(

@@ -61,15 +61,17 @@ def is_own(
 def export_own(
     run: str,
     path: Path,  # file to write, .jsonl.xz
+    engine: str = "",  # a part of its name, where several answered
 ) -> int:  # calls
     "The calls that concern our own texts alone. Raises KitError where there is none, and then writes nothing."
     record = run_dir(run) / "run.json"
     stages = read_json(record).get("stages", {}) if record.is_file() else {}
     ours = stages.get("data", {}).get("parameters", {}).get("source") == "sample"
-    number = export_ledger(run, path, keep=lambda row: ours or is_own(row["request"]))
+    number = export_ledger(run, path, keep=lambda row: engine in row["engine"] and (ours or is_own(row["request"])))
     if number: return number
     path.unlink()
-    raise KitError(f"no call of run {run} concerns our own texts alone: {path.name} is not written")
+    who = f" and was answered by an engine with {engine!r} in its name" if engine else ""
+    raise KitError(f"no call of run {run} concerns our own texts alone{who}: {path.name} is not written")
 
 
 RECORDED = "recorded:"
@@ -93,7 +95,8 @@ def recorded_engine_of(
     "Who answered. Raises KitError for a file of none or of several engines."
     found = {(call["engine"], json.loads(call["request"])["model"]) for call in exported_calls(path)}
     if len(found) == 1: return found.pop()
-    raise KitError(f"{path.name} holds the answers of {len(found)} engines, and a recording is of one: export it again")
+    raise KitError(f"{path.name} holds the answers of {len(found)} engines, and a recording is of one: "
+                   "export it again with --own --engine NAME")
 
 
 class Recording(NamedTuple):

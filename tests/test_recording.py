@@ -11,6 +11,7 @@ from creawrite.ledger import exported_calls
 from creawrite.llm import open_llm
 from creawrite.questions import first_questions, read_greetings
 from creawrite.recording import export_own, is_own, own_texts
+from endpoint import Served
 
 
 def sealed(): return read_jsonl(root() / "data/probe/sealed.jsonl")[:3]
@@ -63,3 +64,21 @@ def test_what_cannot_be_played_is_told(here):
 
 def test_no_text_of_others_counts_as_ours(here):
     assert len(own_texts()) > 1000 and "祝您生日快乐" not in own_texts()
+
+
+def test_of_two_engines_one_is_named(here, monkeypatch):
+    readings("a", "offline")
+    with Served("coin") as served:
+        for name, value in dict(OPENAI_BASE_URL=served.url, OPENAI_API_KEY="k", CREAWRITE_MODEL="other").items():
+            monkeypatch.setenv(name, value)
+        pair = sealed()[0]
+        asyncio.run(Framework(open_llm("a", "endpoint")).verdicts([pair["query"]], [pair["sound"]]))
+        replayed = open_llm("a", "endpoint", "replay").label
+    assert replayed.startswith("other @") and open_llm("a", "offline", "replay").label == engine_name("offline")
+    with pytest.raises(KitError, match="replay needs a ledger of one engine"): open_llm("a", "auto", "replay")
+    export_own("a", here / "both.jsonl.xz")
+    with pytest.raises(KitError, match="holds the answers of 2 engines"): open_llm("b", "recorded:both.jsonl.xz")
+    assert export_own("a", here / "one.jsonl.xz", "other @") > 0
+    assert open_llm("b", "recorded:one.jsonl.xz").label == replayed
+    with pytest.raises(KitError, match="an engine with 'nobody' in its name"):
+        export_own("a", here / "none.jsonl.xz", "nobody")
