@@ -41,6 +41,7 @@ Modules:
 - `creawrite.multi_agent`: Path A: agents debate each candidate, judge it and reflect; the outcome becomes preference pairs.
 - `creawrite.offline`: A deterministic rulebook behind the OpenAI wire format: no key, no network, no GPU.
 - `creawrite.overview`: The kit in one picture and two tables: what flows where, what each notebook is for and reads.
+- `creawrite.own_data`: A user's file becomes a data source of the kit: read, dealt out by query, checked, written as splits.
 - `creawrite.pacing`: As fast as the endpoint likes, and not faster.
 - `creawrite.paper`: Tables 1-5 and Figure 2 in the paper's shape, published values beside ours, and one page of report.
 - `creawrite.paper_tables`: What stages measured, in cells: evaluators, corrected rates, trainings, preflight, examiners, audit.

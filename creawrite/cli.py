@@ -9,8 +9,8 @@ status` is quick. `python -m creawrite.cli` is the same. An error is one line on
 # %% auto #0
 __all__ = ['kit_app', 'data_app', 'ledger_app', 'DataFiles', 'Run', 'LedgerFile', 'run_command', 'show_plan', 'plan_command',
            'checked_budget', 'show_columns', 'status_command', 'keep_command', 'compare_command', 'serve_command',
-           'run_name', 'passport_command', 'audit_command', 'fetch_command', 'stats_command', 'export_command',
-           'import_command', 'check_command', 'error_told', 'main']
+           'run_name', 'passport_command', 'audit_command', 'fetch_command', 'data_import_command', 'stats_command',
+           'export_command', 'import_command', 'check_command', 'error_told', 'main']
 
 # %% ../nbs/lib/cli.ipynb #963c7421
 import os, re, sys
@@ -28,7 +28,7 @@ from .settings import Plan, defaults
 # %% ../nbs/lib/cli.ipynb #c018490f
 kit_app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Runs the notebooks of the kit.")
-data_app = typer.Typer(no_args_is_help=True, help="The released data.")
+data_app = typer.Typer(no_args_is_help=True, help="The released data, and your own.")
 kit_app.add_typer(data_app, name="data")
 ledger_app = typer.Typer(no_args_is_help=True, help="Every call to the engine: its cost, and a file to replay it from.")
 kit_app.add_typer(ledger_app, name="ledger")
@@ -207,6 +207,22 @@ def fetch_command(
     from creawrite.data import fetch
     fetch(source)
     print("data/released is complete, every checksum as in data/manifest.json")
+
+
+@data_app.command("import")
+def data_import_command(
+    files: DataFiles,
+    name: Annotated[str, typer.Option(help="of the folder data/own/NAME/; the first file's name if not given")] = "",
+    label: Annotated[str, typer.Option(help="column of labels, or scores and a bound: 'helpfulness>=3'")] = "",
+    seed: Annotated[int, typer.Option(help="of the draw that deals queries out")] = 42,
+):
+    "Deal your own table out into the kit's splits: no query or greeting of the evaluation is known from training."
+    from creawrite.data import table_splits
+    from creawrite.own_data import import_files
+    folder, splits, told = import_files(files, name, label, seed)
+    print(*told, "", sep="\n")
+    show_columns(table_splits(splits)[["split", "rows", "distinct_queries", "response_length"]])
+    print(f"\nNext: creawrite run --run {Path(folder).name} -p data.source={folder}")
 
 # %% ../nbs/lib/cli.ipynb #b7448de3
 Run = Annotated[str, typer.Argument(help="name of the run")]
