@@ -64,6 +64,7 @@ Modules:
 - `creawrite.rewards`: What a policy is trained for: the reward model's score, or the judge's verdict.
 - `creawrite.rl`: GRPO as TRL runs it, in verl's terms, without its waste: what decides a run, its prompts, its training.
 - `creawrite.runner`: Brings a run up to date: unchanged stages are skipped, a killed one picks up where it was.
+- `creawrite.runs`: What lies under outputs/: every run in a line, and the page to open first.
 - `creawrite.sentences`: What a table shows, in words: every claim is computed from the very cells that are printed.
 - `creawrite.serve`: A model file, a policy or a judge behind an OpenAI-compatible address, for any other program.
 - `creawrite.settings`: From settings.ini and the notebooks' parameters to a checked plan of values and reads.

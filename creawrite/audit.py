@@ -17,10 +17,10 @@ __all__ = ['CLASH', 'DOUBT', 'A1_COLUMNS', 'STEM_BYTES', 'table_overlap', 'twins
            'audit_line', 'audit_share', 'standing_lines', 'source_lines', 'corpus_lines', 'leakage_lines',
            'feature_lines', 'surface_lines', 'pair_lines', 'tfidf_lines', 'doubt_lines', 'content_lines', 'query_lines',
            'all_splits', 'table_a1', 'figure_a2', 'write_overlap', 'run_audit', 'number_told', 'about_feature',
-           'about_labels', 'about_line', 'findings', 'audit_name', 'audit_digest', 'audit_files']
+           'about_labels', 'about_line', 'findings', 'audit_name', 'audit_digest', 'audit_files', 'audit_frame']
 
 # %% ../nbs/02_audit.ipynb #ec2601af
-import re
+import re, tempfile
 from collections import Counter, defaultdict
 from itertools import combinations_with_replacement, product
 from pathlib import Path
@@ -38,6 +38,7 @@ from .core import (KitError, UsageError, digest, read_json, run_dir, stage_dir, 
                             write_jsonl)
 from .figures import DASHES, INKS, figure_style, save_figure
 from .files import about_parts, as_splits, read_parts
+from .settings import defaults
 from .slices import (FEATURES, TfidfScorer, cross_fitted, feature_rule, length_threshold, make_slices,
                               nearness, read_slices, stands, texts_by_part)
 from .records import shown, stem_of
@@ -616,3 +617,16 @@ def audit_files(
     write_json(stage_dir(run, "audit") / "findings.json", sentences)
     write_json(stage_dir(run, "audit") / "files.json", {"digest": audit_digest(paths, label)})
     return run, sentences
+
+# %% ../nbs/02_audit.ipynb #36ae5456
+def audit_frame(
+    frame: pd.DataFrame,  # columns as in the files of `creawrite audit`
+    run: str = "audit-frame",  # name of the folder under outputs/
+    label: str = "",  # the rule for labels, see `creawrite.layouts.label_rule`
+) -> tuple[pd.DataFrame, list[str]]:  # Table A1; sentences: what was read, then what was found
+    "The audit of a table in memory. Raises KitError."
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "frame.csv"
+        frame.to_csv(path, index=False)
+        run, sentences = audit_files([path], run, **defaults("audit"), label=label)
+    return pd.read_csv(stage_dir(run, "audit") / "table_a1.csv", keep_default_na=False), sentences

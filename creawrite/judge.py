@@ -12,22 +12,28 @@ one for the judge (`samples` for self-consistency)."""
 
 # %% auto #0
 __all__ = ['AGENTS', 'VARIANTS', 'VERDICT_MODES', 'Evaluator', 'DebateRecord', 'word_probability', 'Weighed', 'Framework', 'Poll',
-           'verdict_probability', 'Graded', 'grade_of', 'ask_detector', 'Judge', 'label_agreement', 'judge_agreement']
+           'verdict_probability', 'Graded', 'grade_of', 'ask_detector', 'Judge', 'label_agreement', 'judge_agreement',
+           'judge_texts', 'judge_file', 'share_told', 'judged_sentences']
 
 # %% ../nbs/lib/judge.ipynb #f8a2e0e3
 import copy, json, math, re
+from pathlib import Path
 from typing import Protocol
 
+import pandas as pd
 from pydantic import BaseModel
 
 from .answers import (
     Detection, Grade, Point, Reflection, Rubric, Strengths, Verdict, Weaknesses, YesNo, rubric_of)
 from .checklist import OTHERWISE, Checklist, checklist_grades
 from .core import UsageError, read_json, run_dir
-from .llm import LLM, Front, behind, gather
+from .engines import engine_name
+from .layouts import as_part
+from .llm import LLM, Front, behind, gather, open_llm, outcome
 from .messages import Missing, chat
-from .splits import EvaluationRow
-from .stats import wilson
+from .slices import length_threshold
+from .splits import NO_QUERY, EvaluationRow
+from .stats import percent, wilson
 from .task import TASK
 
 # %% ../nbs/lib/judge.ipynb #433e8e3a
@@ -318,13 +324,18 @@ class Judge:
                 for query, response in zip(queries, responses, strict=True)]
         return await gather(jobs, llm=self.llm)
 
+    @property
+    def needed(self) -> float:
+        "The grade from which on a greeting is good: above one half, by rubric when every principle is kept."
+        return 1.0 if self.verdict_mode == "rubric" else 0.5 + 1e-9
+
     async def verdicts(self,
         queries: list[str],  # what was asked for
         responses: list[str],  # greetings, as many
     ) -> list[int | None]:  # 1 good, 0 bad, None missing
-        "One verdict per greeting: Good above one half, by rubric when every principle is kept."
-        needed = 1.0 if self.verdict_mode == "rubric" else 0.5 + 1e-9
-        return [None if grade is None else int(grade >= needed) for grade in await self.grades(queries, responses)]
+        "One verdict per greeting."
+        grades = await self.grades(queries, responses)
+        return [None if grade is None else int(grade >= self.needed) for grade in grades]
 
 # %% ../nbs/lib/judge.ipynb #f645c537
 def label_agreement(
@@ -351,3 +362,58 @@ async def judge_agreement(
 ) -> dict:  # as `label_agreement`
     "A judge against labels."
     return label_agreement(await judge.verdicts([row.query for row in rows], [row.response for row in rows]), rows)
+
+# %% ../nbs/lib/judge.ipynb #1579cc46
+def judge_texts(
+    queries: list[str],  # what was asked for
+    texts: list[str],  # greetings, as many
+    engine: str = "auto",  # auto | offline | endpoint | local:FILE.gguf
+    run: str = "by-hand",  # whose ledger is used, and whose judge, where stage 04 has made one
+) -> pd.DataFrame:  # query, text, good (1, 0, None missing), grade (0 to 1)
+    "Judge a few texts, in a script or a notebook. Raises UsageError for lists of two lengths, KitError."
+    if len(queries) != len(texts):
+        raise UsageError(f"{len(queries)} queries and {len(texts)} texts: give every text its query")
+    llm = open_llm(run, engine)
+    made = (run_dir(run) / "adversarial" / "judge.json").is_file()
+    judge = Judge.load(run, llm) if made else Judge(llm, TASK.first_principles)
+    grades = outcome(judge.grades(queries, texts))
+    good = [None if grade is None else int(grade >= judge.needed) for grade in grades]
+    return pd.DataFrame({"query": queries, "text": texts, "good": good, "grade": grades}).convert_dtypes()
+
+# %% ../nbs/lib/judge.ipynb #0946b848
+def judge_file(
+    file: Path,  # rows with query and response, in any layout of `creawrite.layouts`
+    engine: str = "auto",  # the others as in `judge_texts`
+    run: str = "by-hand",
+) -> pd.DataFrame:  # query, text, good, grade; label where the file has labels
+    "Judge the texts of a file. Raises UsageError for one without queries and responses, KitError."
+    part = as_part(file)
+    rows = [row for row in part.rows if hasattr(row, "response") and row.query != NO_QUERY]
+    if not rows: raise UsageError(f"{part.name} holds no rows with a query and a response: give it those two columns")
+    table = judge_texts([row.query for row in rows], [row.response for row in rows], engine, run)
+    return table.assign(label=[row.label for row in rows]) if hasattr(rows[0], "label") else table
+
+
+def share_told(
+    hits: pd.Series,  # of bool
+) -> str:  # "64.8 [62.7, 66.9] %"
+    "A share with its 95 % interval."
+    low, high = wilson(int(hits.sum()), len(hits))
+    return f"{percent(pd.Series({'value': hits.mean(), 'low': low, 'high': high}))} %"
+
+
+def judged_sentences(
+    table: pd.DataFrame,  # from `judge_file`
+    engine: str,  # as there
+) -> list[str]:
+    "Who judged, how many texts are good, and how far that goes with labels."
+    answered = table.dropna(subset="good")
+    missing = f"; {len(table) - len(answered)} without an answer" if len(answered) < len(table) else ""
+    told = [f"{engine_name(engine)}: {int(answered.good.sum())} of {len(answered)} texts are good{missing}."]
+    if "label" not in table or answered.empty: return told
+    told.append(f"Agreement with the labels: {share_told(answered.good == answered.label)}, 95 % interval.")
+    if answered.label.nunique() < 2: return told
+    lengths, labels = answered.text.str.len(), answered.label
+    cut = length_threshold(lengths[labels == 1].tolist(), lengths[labels == 0].tolist())
+    by_length = share_told((lengths > cut) == labels)
+    return [*told, f"Length only, good if above {cut} characters, a bound chosen on these rows: {by_length}."]
