@@ -621,12 +621,12 @@ def audit_files(
 # %% ../nbs/02_audit.ipynb #36ae5456
 def audit_frame(
     frame: pd.DataFrame,  # columns as in the files of `creawrite audit`
-    run: str = "audit-frame",  # name of the folder under outputs/
+    name: str = "audit-frame",  # of the folder under outputs/
     label: str = "",  # the rule for labels, see `creawrite.layouts.label_rule`
 ) -> tuple[pd.DataFrame, list[str]]:  # Table A1; sentences: what was read, then what was found
     "The audit of a table in memory. Raises KitError."
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frame.csv"
         frame.to_csv(path, index=False)
-        run, sentences = audit_files([path], run, **defaults("audit"), label=label)
-    return pd.read_csv(stage_dir(run, "audit") / "table_a1.csv", keep_default_na=False), sentences
+        name, sentences = audit_files([path], name, **defaults("audit"), label=label)
+    return pd.read_csv(stage_dir(name, "audit") / "table_a1.csv", keep_default_na=False), sentences
