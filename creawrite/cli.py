@@ -23,7 +23,8 @@ from unicodedata import east_asian_width
 import pandas as pd
 import typer
 
-from .core import FULL, KitError, UsageError, refused_write, run_dir, system_error, use_utf8, write_csv
+from .core import FULL, KitError, UsageError, printable, refused_write, run_dir, system_error
+from .core import use_utf8, write_csv
 from .kernels import Stop
 from .runner import keep_results, plan_run, run_stages, shown_option, table_status, unexported_sentence
 from .settings import Plan, defaults
@@ -143,7 +144,7 @@ def cell_text(
     value,  # of a table
 ) -> str:
     "What a terminal may show: nothing in it moves the cursor, colours or turns the line."
-    text = "".join(char if char.isprintable() else " " for char in str(value))
+    text = printable(str(value))
     return text if columns_wide(text) <= WIDEST else text[:WIDEST // 2 - 1] + "…"
 
 

@@ -7,9 +7,9 @@ is handed. The paper has no counterpart (ours)."""
 
 # %% auto #0
 __all__ = ['NAME_BYTES', 'REMEDIES', 'FULL', 'NO_ROOM', 'NO_ARTIFACT', 'SECRET_VARIABLE', 'SECRET_FORM', 'PLAIN_SIGNS',
-           'KitError', 'UsageError', 'did_you_mean', 'root', 'outputs_dir', 'run_dir', 'kit_path', 'declared_reads',
-           'check_read', 'check_write', 'watch_files', 'no_room', 'system_error', 'refused_write', 'writing',
-           'stage_dir', 'part_of', 'atomic', 'remove', 'write_text', 'write_json', 'utf8_text', 'read_json',
+           'KitError', 'UsageError', 'printable', 'did_you_mean', 'root', 'outputs_dir', 'run_dir', 'kit_path',
+           'declared_reads', 'check_read', 'check_write', 'watch_files', 'no_room', 'system_error', 'refused_write',
+           'writing', 'stage_dir', 'part_of', 'atomic', 'remove', 'write_text', 'write_json', 'utf8_text', 'read_json',
            'write_jsonl', 'read_jsonl', 'write_csv', 'digest', 'file_digest', 'artifacts', 'places', 'read_settings',
            'secrets', 'redact', 'plain_signs', 'use_utf8', 'duration']
 
@@ -32,6 +32,13 @@ class UsageError(KitError):
     exit_code = 2
 
 # %% ../nbs/lib/core.ipynb #363a4ed5
+def printable(
+    text: str,  # of anybody
+) -> str:
+    "The same without what moves a cursor, colours a terminal or turns the line; a line break is a space."
+    return "".join(char if char.isprintable() else " " if char in "\n\r\t" else "\ufffd" for char in text)
+
+
 def did_you_mean(
     word: str,  # as written
     words,  # what would have been right

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 
-from .core import KitError, UsageError
+from .core import KitError, UsageError, printable
 from .encodings import decode_text
 
 # %% ../nbs/lib/records.ipynb #bd914608
@@ -60,7 +60,7 @@ def shown(
 ) -> str:  # the same where it is UTF-8
     "A path that can be printed and stored whatever bytes its name has."
     text = os.fsencode(path).decode("utf-8", "replace")
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)
+    return printable(text)
 
 # %% ../nbs/lib/records.ipynb #c2511a22
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}

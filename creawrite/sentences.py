@@ -13,10 +13,10 @@ table is empty nothing is claimed; what the labels are depends on what the data 
 __all__ = ['PRINTED', 'LABEL_NOTES', 'OWN_LABELS', 'BASELINE', 'SIGNALS', 'NOISE', 'NOISE_ELSEWHERE', 'COUNTS', 'TEXT_CLAIMS',
            'FAILS', 'OF', 'REFERENCE', 'NONE_FOUND', 'Reading', 'read_cell', 'readings', 'row_readings', 'enumerated',
            'leaders', 'highest', 'apart', 'against', 'sentence', 'whoever', 'label_note', 'first_of_all', 'says_table1',
-           'policy_readings', 'only_noise', 'beside_base', 'says_excellence', 'says_table4', 'says_people', 'weakest',
-           'says_probe', 'says_evaluators', 'p_small', 'says_comparisons', 'says_text', 'says_rewards',
-           'says_preflight', 'counts_of', 'says_training_course', 'says_trainings', 'says_corrected', 'says_transfer',
-           'says_findings', 'shown_check', 'separates', 'says_audit', 'says_bar']
+           'policy_readings', 'only_noise', 'says_how_to_read', 'beside_base', 'says_excellence', 'says_table4',
+           'says_people', 'weakest', 'says_probe', 'says_evaluators', 'p_small', 'says_comparisons', 'says_text',
+           'says_rewards', 'says_preflight', 'counts_of', 'says_training_course', 'says_trainings', 'says_corrected',
+           'says_transfer', 'says_findings', 'shown_check', 'separates', 'says_audit', 'says_bar']
 
 # %% ../nbs/lib/sentences.ipynb #6d77a0e4
 import math, re
@@ -204,6 +204,25 @@ def only_noise(
     return all(rates) and not any(row.value for rows in rates for row in rows)
 
 # %% ../nbs/lib/sentences.ipynb #06b6d78b
+def says_how_to_read(
+    offline: bool,  # whether the offline engine judged
+    source: str,  # of the data: sample, released, own data
+    noise: bool,  # from `only_noise`
+    constant: list[str],  # GRPO runs whose reward never differed within a prompt
+) -> list[str]:  # sentences
+    "What to know of a run before one of its numbers is believed."
+    told = []
+    if noise: told.append("This is a plumbing check: no judge passed any text of a policy, for models so small write "
+                          "noise. Every step ran; nothing here is a finding about greetings.")
+    if offline: told.append("The judge was the offline rulebook, which is no language model: rates say how the "
+                            "machinery behaves, not how good greetings are.")
+    if source == "sample": told.append("The data are the kit's own 264 queries: too few to rank models.")
+    if constant: told.append(f"The reward never differed within a prompt in {', '.join(constant)}: nothing was learned "
+                             "there, and a gain is the zero that it looks like.")
+    return told + ["Cells are values with 95 % intervals. An accuracy means something beside the row Length only, and "
+                   "on rows that are leak-free and matched in length."]
+
+
 def beside_base(
     rows: list[Reading],  # of policies
     by: str,  # "By Signal-1"

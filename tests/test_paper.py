@@ -164,7 +164,7 @@ def test_examiners_and_findings_stand_in_the_report(seeded):
     assert "No such change is found: sft-rm-43." in findings.sentence
     for table in (transfer, changes, findings):
         tables.write_table(run_dir(seeded) / "paper", table)
-        assert table.caption.startswith("Table ") and table.name in sum(paper.STORY.values(), [])
+        assert table.caption.startswith("Table ") and table.name in sum((paper.STORY | paper.FURTHER).values(), [])
     (run_dir(seeded) / "examine" / "findings.json").write_text("[]")
     clean = paper.described_examiners(seeded, "")[-1]
     assert clean.sentence.startswith("No such change is found: sft-rm, sft-rm-43.")
@@ -290,13 +290,16 @@ def test_two_runs_of_one_truth_rarely_differ():
 
 def test_report_stands_alone(smoke_run):
     folder = run_dir(smoke_run) / "paper"
-    page = (folder / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:)""", page) and "<script" not in page
-    assert page.count("data:image/png;base64,") >= 6
-    for table in ("1", "2", "3", "4", "5", "A1", "E", "P"): assert f"Table {table}." in page
-    assert page.count('class="says"') >= 9
-    assert page.index("Table 1.") < page.index("Table 2.") < page.index("Table 4.") < page.index("Table E.")
-    assert "offline rulebook engine (not an LLM)" in page
+    first, further = ((folder / f"{name}.html").read_text(encoding="utf-8") for name in ("report", "further"))
+    for page in (first, further):
+        links = re.findall(r"""(?:src|href)\s*=\s*["'](?!data:)([^"']+)""", page)
+        assert links in (["further.html"], ["report.html"]) and "<script" not in page
+        assert "offline rulebook engine (not an LLM)" in page
+    assert (first + further).count("data:image/png;base64,") >= 6 and (first + further).count('class="says"') >= 9
+    order = [first.index(f"Table {number}.") for number in (1, 2, 3, 4, 5)]
+    assert order == sorted(order) and all(f"Table {letter}." in further for letter in ("A1", "E", "P"))
+    assert "How to read this run" in first and "plumbing check" in first and "never differed" in first
+    assert first.count("<bdi>") == 2 * 10 * 6, "query and greeting, ten of each policy"
     links = re.findall(r"\]\(([^)]+\.png)\)", (folder / "report.md").read_text(encoding="utf-8"))
     assert links and all((folder / link).is_file() for link in links)
 

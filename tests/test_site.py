@@ -8,10 +8,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 import nbformat
+import pandas as pd
 import pytest
 
-from creawrite.core import root
+from creawrite.core import printable, root
 from creawrite.kernels import executed_copies
+from creawrite.report import greetings_html, report_page
 from creawrite.runner import read_record
 from creawrite.settings import stages
 
@@ -311,3 +313,37 @@ def test_folded_code_opens(tab, name, begins):
     tab.locator("details.hide summary").first.click()
     code.wait_for(state="visible")
     assert begins in code.inner_text()
+
+
+@browser
+@pytest.mark.parametrize("name", ["report", "further"])
+def test_report_fits_every_screen(chromium, smoke_run, name):
+    page = chromium.new_page(viewport={"width": 1300, "height": 900})
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((REPOSITORY / "outputs" / smoke_run / "paper" / f"{name}.html").as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    cut = "[...document.querySelectorAll('.wide')].filter(part => part.scrollWidth > part.clientWidth + 1).length"
+    for width in (1300, 1920):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(cut) == 0, f"a table is cut at {width} pixels"
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert len(asked) == 1, asked
+    page.close()
+
+
+@browser
+def test_texts_do_nothing_to_the_report(chromium, tmp_path):
+    bad = ["<img src=x onerror=alert(1)>", "\u202e倒着写\x1b[31m", "</td></table><h1>大</h1>", "$\\input{x}$ & _%"]
+    said = {"policy": "sft", "sample": 0, "signal1": 1, "signal2": 0, "reward_model": 0.0}
+    rows = [said | {"prompt_id": f"p{i}", "query": text, "text": text} for i, text in enumerate(bad)]
+    path = tmp_path / "report.html"
+    path.write_text(report_page("bad", "nobody", greetings_html(pd.DataFrame(rows), True)), encoding="utf-8")
+    page = chromium.new_page()
+    page.on("dialog", lambda dialog: pytest.fail("a greeting was run"))
+    page.goto(path.as_uri())
+    cells = page.locator("bdi").all_text_contents()
+    assert cells == [printable(text) for text in bad for _ in range(2)]
+    assert page.locator("h1").count() == 1 and page.locator("img").count() == 0
+    page.close()
