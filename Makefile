@@ -4,6 +4,7 @@ SHELL := /bin/bash
 HERE := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 PYTHON ?= python3
 PROFILE ?= smoke
+ASKED := $(RUN)
 RUN ?= $(PROFILE)
 PY := $(HERE)/.venv/bin/python
 READY := $(HERE)/.venv/ready
@@ -22,10 +23,10 @@ test: setup
 	@cd $(HERE) && $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 docs: setup
-	@cd $(HERE) && $(PY) docs/build.py --run $(RUN)
+	@cd $(HERE) && $(PY) docs/build.py $(if $(ASKED),--run $(ASKED))
 
 lab: setup
-	@cd $(HERE) && $(PY) -m jupyterlab nbs
+	@cd $(HERE) && $(PY) -m jupyterlab --config docs/lab/jupyter_server_config.py nbs
 
 bench: setup
 	@cd $(HERE) && for file in bench/bench_*.py; do $(PY) $$file || exit 1; done

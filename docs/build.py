@@ -280,13 +280,15 @@ def story(folder: Path) -> str:
     return re.sub(r"^## ", "### ", report.partition("\n")[2], flags=re.M).replace("\n\n|", "\n\n{.kit-wide}\n|")
 
 
-def results():
-    "The committed tables and figures of our own reference runs."
+def results(asked: str):
+    "The run that was asked for, and the committed tables and figures of our own reference runs."
     runs = sorted(path for path in (ROOT / "outputs" / "reference").glob("*") if path.is_dir())
     intro = ("Tables and figures of our own runs, as committed under `outputs/reference/`, in the paper's order. "
              "Each caption names the engine that judged.")
     if not runs: intro = "No reference run has been committed yet."
-    write("results.md", with_files("\n\n".join(["# Results", intro, *map(reference, runs)])))
+    own = ROOT / "outputs" / asked
+    shown = [own, *runs] if asked and ((own / "paper").is_dir() or (own / "laboratory").is_dir()) else runs
+    write("results.md", with_files("\n\n".join(["# Results", intro, *map(reference, shown)])))
 
 
 def api():
@@ -307,13 +309,14 @@ def api_page(module: str, doc: str, notebook: Path) -> str:
     return "\n\n".join([*head, entries(module_source(module), module, index=True)]) + "\n"
 
 
-def build(run: str) -> int:
+def build(asked: str) -> int:
     "The whole site; the exit status of Sphinx, for which a warning is an error."
+    run = asked or "smoke"
     record = ensure(run)
     for folder in (SRC, BUILD): shutil.rmtree(folder, ignore_errors=True)
     home(stage_pages(run, record), library_pages())
     map_page(run, record)
-    results()
+    results(asked)
     api()
     shown_run = f"The notebook pages show run {run}, profile {record['profile']}. Judged by: {engines(record)}."
     places = ["-c", str(ROOT / "docs"), "-d", str(BUILD / "doctrees"), str(SRC), str(BUILD / "html")]
@@ -324,6 +327,7 @@ def build(run: str) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", default="smoke", help="run to show; a smoke run is made where it is missing")
+    parser.add_argument("--run", default="", help="run to show; without it the reference runs, and the notebooks of a "
+                                                  "smoke run, which is made where it is missing")
     try: sys.exit(build(parser.parse_args().run))
     except KitError as error: sys.exit(f"error: {error}")

@@ -113,10 +113,10 @@ def test_stage_pages_show_results(pages, smoke_run):
         assert results == 0 or "cell_output" in pages[f"nbs/{name}.html"]
 
 
-def test_results_page_shows_reference_runs_or_says_there_are_none(pages):
+def test_results_page_shows_the_run_asked_for_and_the_reference_runs(pages, smoke_run):
     runs = [path for path in (REPOSITORY / "outputs/reference").glob("*") if path.is_dir()]
     assert ("No reference run has been committed yet" in pages["results.html"]) == (not runs)
-    assert all(f"<h2>{path.name}" in pages["results.html"] for path in runs)
+    assert all(f"<h2>{name}" in pages["results.html"] for name in [smoke_run, *(path.name for path in runs)])
 
 
 def test_no_path_of_this_machine(site):
