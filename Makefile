@@ -26,7 +26,7 @@ docs: setup
 	@cd $(HERE) && $(PY) docs/build.py $(if $(ASKED),--run $(ASKED))
 
 lab: setup
-	@cd $(HERE) && $(PY) -m jupyterlab --config docs/lab/jupyter_server_config.py nbs
+	@cd $(HERE) && $(PY) -m jupyterlab --config docs/lab/jupyter_server_config.py
 
 bench: setup
 	@cd $(HERE) && for file in bench/bench_*.py; do $(PY) $$file || exit 1; done

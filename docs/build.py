@@ -188,6 +188,7 @@ def map_page(run: str, record: dict):
     papermill.execute_notebook(ROOT / "nbs" / "index.ipynb", copy, {"run": run}, cwd=ROOT, progress_bar=False,
                                extra_arguments=["--log-level=50"])
     about = f"Shows run `{run}`, profile {record['profile']}. Judged by: {engines(record)}."
+    copy_file("docs/static/map.svg")
     write("nbs/index.ipynb", page(copy, f"{about} Source: `nbs/index.ipynb`."))
 
 

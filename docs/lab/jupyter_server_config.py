@@ -15,4 +15,5 @@ def without_outputs(model, path="", **kwargs):
 
 c = get_config()  # noqa: F821  (Jupyter defines it)
 c.FileContentsManager.pre_save_hook = without_outputs
+c.LabApp.default_url = "/lab/tree/nbs/index.ipynb"
 c.ServerApp.allow_root = True  # it listens on 127.0.0.1 and asks for a token
