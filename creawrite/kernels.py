@@ -163,7 +163,9 @@ def kernel_environment(
 ) -> dict[str, str]:
     "What a kernel finds in its environment besides the user's own."
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    quiet = {"IN_TEST": "1", "TOKENIZERS_PARALLELISM": "false", "CREAWRITE_ROOT": str(root()), "PATH": path}
+    warnings = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:IProgress not found"]))  # tqdm's
+    quiet = {"IN_TEST": "1", "TOKENIZERS_PARALLELISM": "false", "CREAWRITE_ROOT": str(root()), "PATH": path,
+             "PYTHONWARNINGS": warnings}
     watch = {"CREAWRITE_STAGE": stage.name, "CREAWRITE_READS": watched_places(plan, stage)}
     return quiet | watch | ({"HF_HUB_OFFLINE": "1"} if plan.offline else {})
 

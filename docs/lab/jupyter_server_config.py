@@ -2,7 +2,11 @@
 
 Outputs stay in the open tab. What a stage made lies in outputs/lab/, and executed notebooks in outputs/<run>/.
 """
+import os
+
 from nbdev.clean import clean_nb
+
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm's, when ipywidgets are not there
 
 
 def without_outputs(model, path="", **kwargs):
