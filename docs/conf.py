@@ -1,6 +1,8 @@
 """Sphinx settings of the site; docs/build.py writes the sources and calls Sphinx."""
-import re
+import json, re
+from pathlib import Path
 
+from bs4 import BeautifulSoup
 from sphinx.search.en import SearchEnglish
 
 project = author = "creawrite"
@@ -55,4 +57,16 @@ var splitQuery = (query) => wordsOf(query).flatMap((word) => /^[HAN]{3}/u.test(w
         return pieces
 
 
-def setup(app): app.add_search_language(Bigram)
+def write_texts(app, error):
+    "The text of every page, for search excerpts where the site is opened from disk (static/kit.js)."
+    if error: return
+    out, texts = Path(app.outdir), {}
+    for path in sorted(out.rglob("*.html")):
+        main = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser").find("article")
+        if main: texts[path.relative_to(out).as_posix()] = " ".join(main.get_text(" ").split())
+    (out / "_static" / "texts.js").write_text(f"window.pageTexts = {json.dumps(texts, ensure_ascii=False)};\n", "utf-8")
+
+
+def setup(app):
+    app.add_search_language(Bigram)
+    app.connect("build-finished", write_texts)

@@ -3,8 +3,11 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from html import escape
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import quote
 
 import nbformat
@@ -275,6 +278,26 @@ def test_search(tab, words, hits):
     tab.goto(f"{tab.address}/search.html?q={quote(words)}")
     tab.wait_for_function("/^Search Results$/.test(document.querySelector('#search-results h2')?.innerText)")
     assert (tab.locator("#search-results li a").count() > 0) == hits
+
+
+@browser
+@pytest.mark.browser
+@pytest.mark.parametrize("over", ["file", "http"])
+@pytest.mark.parametrize("words", ["祝福语", "preference pairs"])
+def test_search_shows_where_a_phrase_stands(chromium, site, over, words):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=site))
+    Thread(target=server.serve_forever, daemon=True).start()
+    here = f"http://127.0.0.1:{server.server_address[1]}" if over == "http" else f"file://{quote(str(site))}"
+    page, asked = chromium.new_page(), []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{here}/search.html?q={quote(words)}")
+    page.wait_for_function("/^Search Results$/.test(document.querySelector('#search-results h2')?.innerText)")
+    first = page.locator("#search-results li").first
+    first.locator("p.context, .context").first.wait_for(state="visible", timeout=10_000)
+    assert words.split()[0] in first.inner_text().lower()
+    assert all(url.startswith((here, "data:", "file:")) for url in asked)
+    page.close()
+    server.shutdown()
 
 
 @browser
