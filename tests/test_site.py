@@ -238,6 +238,12 @@ def tab(chromium, site):
     assert asked and not [url for url in asked if not url.startswith(("file:", "data:"))] and not errors
 
 
+CUT_TABLES = """[...document.querySelectorAll("article table")].filter(table => {
+  const box = table.closest(".output, .pst-scrollable-table-container") || table.parentElement;
+  return box.scrollWidth > box.clientWidth + 1;
+}).map(table => table.textContent.slice(0, 60))"""
+
+
 @browser
 @pytest.mark.browser
 def test_no_page_overflows(tab, pages):
@@ -246,9 +252,10 @@ def test_no_page_overflows(tab, pages):
     for name in pages:
         tab.goto(f"{tab.address}/{name}")
         assert tab.evaluate(broken_images) == [], name
-        for width in (1280, 390):
+        for width in (1920, 1300, 390):
             tab.set_viewport_size({"width": width, "height": 900})
             assert tab.evaluate(page_fits), f"{name} at {width}"
+            if width > 390: assert tab.evaluate(CUT_TABLES) == [], f"{name} at {width}"
 
 
 @browser
