@@ -1825,6 +1825,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'creawrite.tables.compact': ('lib/tables.html#compact', 'creawrite/tables.py'),
                                   'creawrite.tables.hub_name': ('lib/tables.html#hub_name', 'creawrite/tables.py'),
                                   'creawrite.tables.kept_sentences': ('lib/tables.html#kept_sentences', 'creawrite/tables.py'),
+                                  'creawrite.tables.markdown_escape': ('lib/tables.html#markdown_escape', 'creawrite/tables.py'),
                                   'creawrite.tables.ours_label': ('lib/tables.html#ours_label', 'creawrite/tables.py'),
                                   'creawrite.tables.pivoted': ('lib/tables.html#pivoted', 'creawrite/tables.py'),
                                   'creawrite.tables.policy_described': ('lib/tables.html#policy_described', 'creawrite/tables.py'),

@@ -7,10 +7,13 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
 from conftest import REPOSITORY
 
 from creawrite import compare, paper, sentences, tables
-from creawrite.core import run_dir, write_csv, write_json
+from creawrite.core import printable, run_dir, write_csv, write_json
+from creawrite.report import html_table, report_page
+from creawrite.tables import Table, write_table
 from creawrite.task import TASK
 
 
@@ -315,3 +318,15 @@ def test_every_evaluator_stands_on_every_slice_and_on_the_probe(smoke_run):
     assert probe.groupby("evaluator").flaw.nunique().eq(13).all()
     assert (probe.low <= probe.value).all() and (probe.value <= probe.high).all()
     assert "query" not in json.dumps([*probe, *table])
+
+
+def test_texts_do_nothing_to_any_format_of_a_table(tmp_path):
+    bad = "<b>祝|福</b> *x* `y` $1_2^3~4\\\\input{z} & 5% #\u202e\x1b[31m"
+    write_table(tmp_path, Table("bad", "A caption & 5 %.", pd.DataFrame({"text": [bad], "n": ["1"]})))
+    page = report_page("bad", "nobody", html_table((tmp_path / "bad.md").read_text("utf-8").partition("\n\n")[2]))
+    seen = BeautifulSoup(page, "html.parser")
+    assert [cell.get_text() for cell in seen.find_all("td")] == [printable(bad), "1"] and not seen.find_all(["b", "em"])
+    lines = (tmp_path / "bad.tex").read_text("utf-8")
+    assert r"\$1\_2\textasciicircum{}3\textasciitilde{}4" in lines
+    assert r"\textbackslash{}\textbackslash{}input\{z\}" in lines
+    assert not {"\u202e", "\x1b"} & set(lines)
