@@ -180,7 +180,7 @@ def table_human(
     ratings: pd.DataFrame | None,  # human/scores.csv; None before anybody has rated
     base: str,  # from `base_label`
 ) -> pd.DataFrame:  # Method, Ours, n, five dimensions, Weighted
-    "Table 5. Cells are empty without ratings; Weighted needs a number in all five."
+    "Table 5. Cells are empty without ratings; Weighted needs a number in all five. Simulated raters are named."
     rows = []
     for label in TABLE5:
         part = pd.DataFrame()
@@ -189,5 +189,9 @@ def table_human(
         for name in TASK.dimensions: row[name] = with_interval(part.loc[name]) if name in part.index else ""
         complete = len(part) and part.value.reindex(TASK.dimensions).notna().all()
         weighted = sum(weight * part.value[name] for name, weight in TASK.dimensions.items()) if complete else None
-        rows.append(row | {"Weighted": f"{weighted:.2f}" if complete else ""})
-    return pd.DataFrame(rows)
+        cell = f"{weighted:.2f}" if complete else ""
+        if "Weighted" in part.index: cell = with_interval(part.loc["Weighted"])
+        if "raters" in part: row["Raters"] = str(part.raters.iloc[0])
+        rows.append(row | {"Weighted": cell})
+    table = pd.DataFrame(rows).fillna("")
+    return table[[*(name for name in table if name != "Weighted"), "Weighted"]]
