@@ -19,7 +19,7 @@ __all__ = ['SCALE', 'NO_INTERVAL', 'LEAST_RATERS', 'rating_matrix', 'ordinal_alp
 import math, warnings
 from typing import Callable
 
-import krippendorff, numpy as np, pandas as pd, pingouin
+import krippendorff, numpy as np, pandas as pd
 from scipy.stats import linregress, norm, t, ttest_1samp, wilcoxon
 from statsmodels.stats.multitest import multipletests
 
@@ -86,6 +86,7 @@ def icc_rows(
     ratings: pd.DataFrame,  # rater, item, again, weighted
 ) -> list[dict]:  # coefficient, of, value, low, high, n; none where too few items have all raters
     "Intraclass correlation of the weighted score: of one rater, and of the mean of all (absolute agreement)."
+    import pingouin  # takes a second
     whole = rating_matrix(ratings, "weighted").dropna()
     if len(whole) < 5 or whole.shape[1] < 2 or whole.to_numpy().std() == 0: return []
     long = whole.reset_index().melt("item", var_name="rater", value_name="weighted")

@@ -73,7 +73,7 @@ PAGE_COLOURS = """
  --seal:#df8b74;--seal-ink:#1d1512;--wash:#332622;--warn:#e0b25c}}
 *{box-sizing:border-box}
 [hidden]{display:none!important}
-html{-webkit-text-size-adjust:100%}
+html{-webkit-text-size-adjust:100%;background:var(--paper)}
 body{margin:0;min-height:100vh;min-height:100dvh;display:flex;flex-direction:column;background:var(--paper);
  color:var(--ink);line-height:1.5;
  font-family:system-ui,-apple-system,"PingFang SC","Noto Sans CJK SC","Microsoft YaHei",sans-serif;font-size:16px}
@@ -105,14 +105,15 @@ h2{font-size:.8rem;font-weight:500;letter-spacing:.06em;color:var(--soft);margin
  font-family:"Songti SC","Noto Serif CJK SC","Source Han Serif SC","SimSun",Georgia,serif}
 .greeting{background:var(--card);border:1px solid var(--line);border-radius:16px;padding:1.1rem 1.2rem;
  margin-bottom:1rem}
-.dimension{padding:.6rem .7rem;border-radius:12px;border-left:3px solid transparent;margin-bottom:.25rem}
+.dimension{padding:.45rem .7rem .55rem;border-radius:12px;border-left:3px solid transparent;margin-bottom:.1rem;
+ scroll-margin-block:4rem 5.5rem}
 .dimension.active{border-left-color:var(--seal);background:var(--wash)}
-.head{display:flex;align-items:baseline;gap:.5rem;margin-bottom:.35rem;flex-wrap:wrap}
+.head{display:flex;align-items:baseline;gap:0 .5rem;margin-bottom:.3rem;flex-wrap:wrap}
 .head b{font-weight:600}.head span{font-size:.82rem;color:var(--soft)}
 .choices{display:grid;grid-template-columns:repeat(3,1fr);gap:.45rem}
-.choices button{background:var(--card);padding:.3rem .3rem .35rem;min-height:56px;line-height:1.25}
+.choices button{background:var(--card);padding:.25rem .3rem .3rem;min-height:50px;line-height:1.25}
 .choices b{display:block;font-size:1.05rem;font-weight:600}
-.choices span{font-size:.78rem;color:var(--soft)}
+.choices span{font-size:.78rem;color:var(--soft);text-wrap:balance;display:block}
 .choices button[aria-checked=true]{background:var(--seal);border-color:var(--seal);color:var(--seal-ink)}
 .choices button[aria-checked=true] span{color:inherit}
 nav{position:sticky;bottom:0;display:flex;gap:.6rem;padding-block:.6rem max(.6rem,env(safe-area-inset-bottom));
@@ -128,9 +129,9 @@ dl{display:grid;grid-template-columns:auto 1fr;gap:.35rem 1rem;margin:1rem 0}dd{
 dt{font-variant-numeric:tabular-nums}
 dialog button{width:100%;background:var(--seal);border-color:var(--seal);color:var(--seal-ink)}
 @media (min-width:900px){#rate{display:grid;grid-template-columns:1fr 1.05fr;gap:2rem;align-items:start}
- main{padding-top:2.2rem}.greeting{position:sticky;top:5rem;padding:1.8rem 2rem}#text{font-size:1.5rem}
- nav{justify-content:center;border-top:0;padding-block:1rem}nav button{max-width:12rem}}
-@media (max-width:420px){.head span.about{display:none}.top{gap:.2rem}}
+ main{padding-top:2.2rem;flex:none}.greeting{position:sticky;top:5rem;padding:1.8rem 2rem}#text{font-size:1.5rem}
+ nav{position:static;justify-content:flex-end;border-top:0;padding:0 1.75rem 2rem}nav button{max-width:10.4rem}}
+@media (max-width:420px){.head span.about{display:none}}
 @media (prefers-reduced-motion:reduce){*{transition:none!important}}
 """
 
@@ -361,6 +362,7 @@ const build = () => {
         rate(which, index + 1);
         active = openAfter(which);
         draw();
+        follow();
         if (event.detail) button.blur();
       });
       choices.append(button);
@@ -376,6 +378,7 @@ const openAfter = (which) => {
   const open = order.find((index) => !value(at, shown.dimensions[index].name));
   return open ?? which;
 };
+const follow = () => find("dimensions").children[active]?.scrollIntoView({ block: "nearest" });
 const go = (to) => {
   at = Math.min(Math.max(to, 0), shown.items.length);
   if (at < shown.items.length) active = openDimension();
@@ -404,10 +407,10 @@ document.addEventListener("keydown", (event) => {
   const here = at < shown.items.length, last = shown.dimensions.length - 1;
   const acts = {
     ArrowLeft: () => go(at - 1), ArrowRight: () => go(at + 1), u: undo, U: undo, Backspace: undo,
-    ArrowUp: () => { active = Math.max(active - 1, 0); draw(); },
-    ArrowDown: () => { active = Math.min(active + 1, last); draw(); } };
+    ArrowUp: () => { active = Math.max(active - 1, 0); draw(); follow(); },
+    ArrowDown: () => { active = Math.min(active + 1, last); draw(); follow(); } };
   for (const points of here ? [1, 2, 3] : []) {
-    acts[points] = () => { const which = active; rate(which, points); active = openAfter(which); draw(); };
+    acts[points] = () => { const which = active; rate(which, points); active = openAfter(which); draw(); follow(); };
   }
   if (!Object.hasOwn(acts, event.key)) return;
   event.preventDefault();

@@ -26,7 +26,6 @@ import numpy as np, pandas as pd
 
 from .core import KitError, UsageError, digest, kit_path, read_jsonl, refused_write, run_dir, stage_dir
 from .ledger import DISK
-from .rates import pooled_policy
 from .task import TASK
 
 # %% ../nbs/lib/study.ipynb #90d637e0
@@ -165,6 +164,7 @@ def drawn_greetings(
     seed: int,
 ) -> pd.DataFrame:  # policy, prompt_id, query, scene, text
     "A draw that is balanced over policies and scenes. Raises UsageError for more than there are."
+    from creawrite.rates import pooled_policy
     rng = np.random.default_rng(seed)
     own = generations[(generations.policy.map(pooled_policy) == generations.policy) & (generations["sample"] == 0)]
     policies = list(own.policy.unique())
@@ -300,7 +300,9 @@ def new_study(
     if path.is_file() and open_study(run).rows("SELECT 1 FROM answers LIMIT 1"):
         raise KitError(f"run {run!r} has a study with ratings: `creawrite study export {run} FILE.csv` keeps them, "
                        f"then move {kit_path(path)} away")
-    greetings = drawn_greetings(pd.DataFrame(read_jsonl(file)), design.items, design.seed)
+    wrote = read_jsonl(file)
+    if not wrote: raise KitError(f"{kit_path(file)} is empty, no policy has written: run stage 08_evaluate again")
+    greetings = drawn_greetings(pd.DataFrame(wrote), design.items, design.seed)
     stage_dir(run, "human")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)

@@ -127,7 +127,7 @@ DIMENSIONS = {  # paper: evaluation
     "Language quality": 0.30, "Creativity": 0.30, "Emotional resonance": 0.15, "Cultural appropriateness": 0.15,
     "Content richness": 0.10}
 
-# %% ../nbs/lib/task.ipynb #5873c6ea
+# %% ../nbs/lib/task.ipynb #82192eec
 class RatingWords(NamedTuple):
     "How a dimension is put to people in one language."
     name: str
@@ -150,7 +150,7 @@ RATING_WORDS = {  # dimension -> language -> words
                           ("leaves one cold", "some warmth", "sincere, touching"))},
     "Cultural appropriateness": {
         "zh": RatingWords("文化得体", "合乎场合、关系与习俗吗？", ("犯忌或失礼", "大致得体", "十分得体")),
-        "en": RatingWords("Cultural appropriateness", "Does it suit occasion, relationship and custom?",
+        "en": RatingWords("Cultural appropriateness", "Does it suit the occasion?",
                           ("taboo or rude", "acceptable", "wholly fitting"))},
     "Content richness": {
         "zh": RatingWords("内容丰富", "内容充实，写到请求里的要点了吗？", ("空洞或跑题", "够用", "充实具体")),
