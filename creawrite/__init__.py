@@ -56,7 +56,7 @@ Modules:
 - `creawrite.progress`: How the questions of a stage fare: told by the clock, and ended early when too many stay unanswered.
 - `creawrite.questions`: Principle by principle: a yes or no each, read from the probabilities of one word.
 - `creawrite.rates`: Excellence rates by policy, scene and seed; at equal length; and without the judge's known errors.
-- `creawrite.rating_page`: One query, one greeting, five dimensions: a page that a rater can stay with for an hour, on a phone or by keyboard alone.
+- `creawrite.rating_page`: One query, one greeting, five dimensions: a page to stay with for an hour, on a phone or by keyboard alone.
 - `creawrite.rating_server`: The rating page on this machine, with a personal link for every rater.
 - `creawrite.recording`: What a real model answered about our own texts, in a file that anyone can replay without it.
 - `creawrite.records`: Rows of any file by what it holds, not by its name: CSV, JSON, JSON Lines, Parquet, lines.

@@ -1,4 +1,4 @@
-"""One query, one greeting, five dimensions: a page that a rater can stay with for an hour, on a phone or by keyboard alone.
+"""One query, one greeting, five dimensions: a page to stay with for an hour, on a phone or by keyboard alone.
 
 The page that `creawrite study serve` shows, as one HTML text without a build step: it asks no other host for anything.
 

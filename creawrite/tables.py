@@ -191,7 +191,7 @@ def table_human(
         weighted = sum(weight * part.value[name] for name, weight in TASK.dimensions.items()) if complete else None
         cell = f"{weighted:.2f}" if complete else ""
         if "Weighted" in part.index: cell = with_interval(part.loc["Weighted"])
-        if "raters" in part: row["Raters"] = str(part.raters.iloc[0])
+        if "raters" in part and len(part): row["Raters"] = str(part.raters.iloc[0])
         rows.append(row | {"Weighted": cell})
     table = pd.DataFrame(rows).fillna("")
     return table[[*(name for name in table if name != "Weighted"), "Weighted"]]

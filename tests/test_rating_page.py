@@ -3,8 +3,7 @@ import re
 
 import pytest
 from conftest import make_kit
-from test_site import chromium  # noqa: F401
-from test_study import MARKUP, NAMES, Server, browser, write_greetings
+from test_study import CHROMIUM, MARKUP, NAMES, Server, browser, write_greetings
 
 from creawrite.rating_server import rater_links
 from creawrite.study import Design, new_study, open_study, study_path, table_ratings
@@ -13,6 +12,18 @@ from creawrite.task import TASK
 pytestmark = [browser, pytest.mark.browser]
 SAVED = re.compile("^(Saved|已保存)$")
 SIZES = {390: 844, 1300: 900}
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    "A headless browser."
+    from playwright.sync_api import sync_playwright
+    flags = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
+             "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browsing = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browsing
+        browsing.close()
 
 
 class Rater:
@@ -37,8 +48,12 @@ class Rater:
     def keys(self, keys):
         for key in keys: self.page.keyboard.press(key)
 
-    def choose(self, dimension, value):
-        self.page.locator(f".dimension:nth-child({dimension + 1}) button[value='{value}']").click()
+    def click(self, what):
+        "Where it is seen: the page brings the next question into view by itself."
+        box = self.page.locator(what).bounding_box()
+        self.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+    def choose(self, dimension, value): self.click(f".dimension:nth-child({dimension + 1}) button[value='{value}']")
 
     def saved(self):
         from playwright.sync_api import expect
@@ -72,7 +87,7 @@ def server(running, fresh):
     return running
 
 
-def test_12_by_keyboard_12_by_mouse_reloaded_and_undone(server, fresh, chromium):  # noqa: F811
+def test_12_by_keyboard_12_by_mouse_reloaded_and_undone(server, fresh, chromium):
     "By one rater on a phone in Chinese, by the other on a desktop in English."
     said = {(place, dimension): 1 + (place * 7 + dimension) % 3 for place in range(24) for dimension in range(5)}
     for number, width in enumerate(SIZES):
@@ -84,7 +99,7 @@ def test_12_by_keyboard_12_by_mouse_reloaded_and_undone(server, fresh, chromium)
         assert counts.inner_text() == ["已评 12 / 24", "12 of 24 rated"][number], "it goes on where it was"
         for place in range(12, 24):
             for dimension in range(5): rater.choose(dimension, said[place, dimension])
-            rater.page.locator("#next").click()
+            rater.click("#next")
         assert rater.page.locator("#end-title").inner_text() == ["全部评完，谢谢您！", "All rated. Thank you!"][number]
         rater.keys(["u"])
         rater.saved()
@@ -99,7 +114,7 @@ def test_12_by_keyboard_12_by_mouse_reloaded_and_undone(server, fresh, chromium)
     assert len(fresh.rows("SELECT * FROM ratings WHERE value IS NOT NULL")) == 2 * (24 * 5 - 1)
 
 
-def test_arrows_undo_and_a_changed_mind(server, fresh, chromium):  # noqa: F811
+def test_arrows_undo_and_a_changed_mind(server, fresh, chromium):
     rater = Rater(chromium, server.links[0])
     rater.keys(["3", "3", "ArrowUp", "ArrowUp", "1", "ArrowDown", "ArrowRight", "2", "ArrowLeft"])
     rater.saved()
@@ -112,7 +127,7 @@ def test_arrows_undo_and_a_changed_mind(server, fresh, chromium):  # noqa: F811
     rater.context.close()
 
 
-def test_markup_is_shown_and_not_run(server, fresh, chromium):  # noqa: F811
+def test_markup_is_shown_and_not_run(server, fresh, chromium):
     rater = Rater(chromium, server.links[0])
     for _ in range(24):
         if rater.page.locator("#text").inner_text() == MARKUP: break
@@ -128,7 +143,7 @@ FORM = """<form id=form action="{}" method=post enctype="text/plain">
 "x": "' value='"}}]}}'></form>"""
 
 
-def test_another_site_cannot_post(server, fresh, chromium):  # noqa: F811
+def test_another_site_cannot_post(server, fresh, chromium):
     page, address = chromium.new_page(), f"{server.links[0]}/answers"
     page.goto("data:text/html,<title>elsewhere</title>")
     for how in ("mode: 'no-cors'", "headers: {'Content-Type': 'application/json'}"):
@@ -141,7 +156,7 @@ def test_another_site_cannot_post(server, fresh, chromium):  # noqa: F811
     page.close()
 
 
-def test_lost_connection_kill_9_and_two_windows(server, fresh, chromium):  # noqa: F811
+def test_lost_connection_kill_9_and_two_windows(server, fresh, chromium):
     rater = Rater(chromium, server.links[0])
     rater.keys("12")
     rater.saved()

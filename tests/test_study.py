@@ -49,17 +49,17 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 if int(sys.argv[3]): resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 from creawrite.rating_server import serve_study
-serve_study(sys.argv[1], int(sys.argv[2]))
+serve_study(sys.argv[1], host=sys.argv[2])
 """
 
 
 class Server:
     "A rating server in a process of its own."
 
-    def __init__(self, port=0, most=0):
-        command = [sys.executable, "-c", LIMITED, RUN, str(port), str(most)]
+    def __init__(self, most=0, host="127.0.0.1", **streams):
+        command = [sys.executable, "-c", LIMITED, RUN, host, str(most)]
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **streams)
         self.links = [self.process.stdout.readline().strip().split(": ")[1] for _ in NAMES]
         self.base = self.links[0].partition("/r/")[0]
         self.wait()
@@ -125,6 +125,13 @@ def test_links_sites_and_bad_input(fresh):
         assert "study is closed" in http.get(anna).text and len(fresh.rows("SELECT * FROM ratings")) == 1
 
 
+def test_another_address_is_warned_of(fresh):
+    with Server(host="127.0.0.2", stderr=subprocess.PIPE) as server:
+        assert server.base.startswith("http://127.0.0.2:") and http.get(server.links[0]).status_code == 200
+        assert "warning: 127.0.0.2 is open to other machines" in server.process.stderr.readline()
+        server.process.stderr.close()
+
+
 def test_two_raters_at_once_and_a_click_sent_twice(fresh):
     with Server() as server:
         def rate(link, value):
@@ -170,6 +177,20 @@ def test_a_full_disk_is_told_and_loses_nothing(fresh):
     with Server() as server:
         assert server.post(server.links[0], whole(23, 2)).status_code == 200
     assert len(table_ratings(fresh)) == saved + 1
+
+
+def test_a_stage_that_is_redone_keeps_what_people_wrote(tmp_path):
+    from creawrite.runner import set_aside
+    folder = tmp_path / "human"
+    folder.mkdir()
+    names = [study.STUDY_FILE, f"{study.STUDY_FILE}-journal", "scores.csv"]
+    for name in names: (folder / name).write_text(name)
+    with pytest.raises(RuntimeError), set_aside(folder, True):
+        assert sorted(path.name for path in folder.iterdir()) == names[:2]
+        raise RuntimeError("it fails before it has written anything")
+    assert sorted(path.name for path in folder.iterdir()) == names
+    with set_aside(folder, True): (folder / "excellence.csv").touch()
+    assert sorted(path.name for path in folder.iterdir()) == [*names[:2], "excellence.csv"]
 
 
 # ---- files, and designs that are none
