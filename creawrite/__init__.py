@@ -3,12 +3,13 @@
 Modules:
 
 - `creawrite.adversarial`: Path B: generator against detector; reflection on labels keeps the judge's principles honest.
+- `creawrite.agreement`: How far raters agree with each other, with themselves and over time, and whether a judge may stand in for one.
 - `creawrite.answers`: What every agent must answer: a small schema per question, whose descriptions belong to it.
 - `creawrite.audit`: What the splits share, and how much of the labels length alone explains: read before any score.
 - `creawrite.budget`: How fast the endpoint may be asked, what may be spent, and what each role of each stage has cost.
 - `creawrite.canary`: Five updates on a toy reward, through the very rollouts of a run: does what is trained reach what writes?
 - `creawrite.checklist`: The judge question by question: what is asked, how the answers are weighed, and what each question is worth.
-- `creawrite.cli`: `creawrite`: run, plan, status, keep, compare, serve, audit, data, ledger.
+- `creawrite.cli`: `creawrite`: run, plan, status, keep, compare, serve, audit, study, data, ledger.
 - `creawrite.compare`: What two runs have in common, and where they differ by more than chance.
 - `creawrite.core`: One error, one place for everything, files written whole or not at all, secrets that stay out.
 - `creawrite.data`: Every split as checked rows: one schema each, one file each, whatever format it came in.
@@ -30,6 +31,7 @@ Modules:
 - `creawrite.groups`: Share of groups without a gradient, told before training, and what would make it smaller.
 - `creawrite.grpo`: The same policies trained twice, by the reward model's score and by the judge's verdict: the paper's comparison.
 - `creawrite.hacking`: What a policy learned that its reward likes and its examiners do not, and from which step on.
+- `creawrite.human`: What people say of every policy: scores, excellence, how far raters agree, and whether a judge may stand in for one.
 - `creawrite.judge`: Both reward signals behind one protocol: four agents in debate, and a judge with principles.
 - `creawrite.kernels`: Executes one stage's notebook, leaves no secret in the copy, and ends gently on Ctrl-C.
 - `creawrite.laboratory`: Whether the hacking report finds a fault that was planted, and is silent where there is none.
@@ -55,6 +57,8 @@ Modules:
 - `creawrite.progress`: How the questions of a stage fare: told by the clock, and ended early when too many stay unanswered.
 - `creawrite.questions`: Principle by principle: a yes or no each, read from the probabilities of one word.
 - `creawrite.rates`: Excellence rates by policy, scene and seed; at equal length; and without the judge's known errors.
+- `creawrite.rating_page`: One query, one greeting, five dimensions: a page to stay with for an hour, on a phone or by keyboard alone.
+- `creawrite.rating_server`: The rating page on this machine, with a personal link for every rater.
 - `creawrite.recording`: What a real model answered about our own texts, in a file that anyone can replay without it.
 - `creawrite.records`: Rows of any file by what it holds, not by its name: CSV, JSON, JSON Lines, Parquet, lines.
 - `creawrite.replies`: What an endpoint's reply says: a completion, or a fault with the server's own words.
@@ -63,6 +67,7 @@ Modules:
 - `creawrite.reward_model`: A model that scores a greeting, trained on pairs; and whether it has learned more than length.
 - `creawrite.rewards`: What a policy is trained for: the reward model's score, or the judge's verdict.
 - `creawrite.rl`: GRPO as TRL runs it, in verl's terms, without its waste: what decides a run, its prompts, its training.
+- `creawrite.run_figures`: Two figures of a run that need nothing but its logs and its ledger.
 - `creawrite.runner`: Brings a run up to date: unchanged stages are skipped, a killed one picks up where it was.
 - `creawrite.runs`: What lies under outputs/: every run in a line, and the page to open first.
 - `creawrite.sentences`: What a table shows, in words: every claim is computed from the very cells that are printed.
@@ -75,6 +80,8 @@ Modules:
 - `creawrite.splits`: The data of a run as checked rows: one schema and one file per split, errors that name the row.
 - `creawrite.stability`: How often a judge's verdict turns when nothing that matters has changed.
 - `creawrite.stats`: Intervals, paired tests, agreement beyond chance, and how a number is written: each once.
+- `creawrite.study`: People's ratings of what the policies write: a balanced, blinded sample, and one file that loses nothing.
+- `creawrite.study_files`: Ratings in and out as CSV, a study for Label Studio and Potato, and raters who are none.
 - `creawrite.tables`: One table in three formats, and captions that say what stands behind a number.
 - `creawrite.task`: What makes this kit about Chinese greetings: prompts, principles, flaws, scenes, dimensions.
 - `creawrite.text`: Rules about a text alone: spelling, scene, stated constraints, near-duplicates, stray scripts.

@@ -29,7 +29,7 @@ PATH_B = ["04\ngenerator", "04\ndetector", "04\nreflector", "04\noptimizer"]
 MODELS = {"06 reward\nmodel": (9.12, 1.65, TRAINED), "04 LLM\njudge": (9.12, -1.8, ASKED)}
 MAIN = {"01\ndata": (0, STEP), "05\nbase": (3.6, TRAINED), "05\nSFT": (6.3, TRAINED), "07\nGRPO": (9.12, TRAINED),
         "08\nevaluate": (10.75, STEP), "10\npaper": (12.2, STEP)}
-ASIDE = {"02\naudit": (0, -1.3, STEP), "09\nexamine": (10.75, -1.3, ASKED)}
+ASIDE = {"02\naudit": (0, -1.3, STEP), "09\nexamine": (10.75, -1.3, ASKED), "09\nhuman": (12.2, 1.3, STEP)}
 
 # %% ../nbs/lib/overview.ipynb #cce5a555
 def map_boxes() -> dict[str, tuple]:  # text -> x, y, kind
@@ -43,7 +43,8 @@ def map_boxes() -> dict[str, tuple]:  # text -> x, y, kind
 def map_arrows() -> list[tuple[str, str, float]]:  # from, to, bend
     "What flows where."
     chains = [[*PATH_A, "06 reward\nmodel", "07\nGRPO"], [*PATH_B, "04 LLM\njudge", "07\nGRPO"], list(MAIN),
-              ["01\ndata", "02\naudit"], ["07\nGRPO", "09\nexamine", "10\npaper"]]
+              ["01\ndata", "02\naudit"], ["07\nGRPO", "09\nexamine", "10\npaper"],
+              ["08\nevaluate", "09\nhuman", "10\npaper"]]
     straight = [(start, end, 0.0) for chain in chains for start, end in zip(chain, chain[1:])]
     back = [("04\noptimizer", role, -0.32) for role in ("04\ngenerator", "04\ndetector")]
     return straight + back + [("05\nbase", "07\nGRPO", -0.2)]

@@ -7,7 +7,7 @@ with a slash is another stage's figure, any other name a table or figure of the 
 
 # %% auto #0
 __all__ = ['PAGE_STYLE', 'UNFOLDED', 'DENSE', 'INTERVAL', 'figure_file', 'inlined', 'report_markdown', 'markdown_part', 'as_html',
-           'html_table', 'page_part', 'story_html', 'chosen_prompts', 'greetings_html', 'report_page']
+           'table_html', 'page_part', 'story_html', 'chosen_prompts', 'greetings_html', 'report_page']
 
 # %% ../nbs/lib/report.ipynb #466a7d39
 import base64, html, re
@@ -92,7 +92,7 @@ def as_html(
     return f"<bdi>{html.escape(printable(text))}</bdi>"
 
 
-def html_table(
+def table_html(
     lines: str,  # markdown
 ) -> str:
     "A table, folded when it is long, set smaller when it is wide."
@@ -112,7 +112,7 @@ def page_part(
     if not table.is_file(): return inlined(figure, name) if figure else ""
     caption, _, lines = table.read_text(encoding="utf-8").strip().partition("\n\n")
     below = f'<p class="says">{html.escape(sentence)}</p>' if sentence else ""
-    return f"<p>{html.escape(caption)}</p>{html_table(lines)}{below}"
+    return f"<p>{html.escape(caption)}</p>{table_html(lines)}{below}"
 
 
 def story_html(

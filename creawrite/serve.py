@@ -46,11 +46,12 @@ def shell_lines(
 
 def listening_socket(
     port: int,  # 0: any that is free
+    host: str = HOST,  # an address of this machine
 ) -> socket.socket:
     "A place on this machine. Raises KitError for a port that cannot be had."
-    place = socket.socket()
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try: place.bind((HOST, port))
+    try: place.bind((host, port))
     except (OSError, OverflowError) as error:
         place.close()
         why = (getattr(error, "strerror", None) or str(error)).lower()

@@ -17,7 +17,7 @@ import ast, glob, json, re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core import KitError, UsageError, did_you_mean, read_settings, redact, root, run_dir
+from .core import NO_ARTIFACT, KitError, UsageError, did_you_mean, read_settings, redact, root, run_dir
 from .gguf import known_file, means_file
 
 # %% ../nbs/lib/settings.ipynb #295a2a22
@@ -103,7 +103,8 @@ def stages() -> list[Stage]:
     ahead = {stage.name for stage in found}
     for stage in found:
         for entry in stage.reads:
-            if entry.partition("/")[0] in ahead:
+            own = entry.startswith(f"{stage.name}/") and NO_ARTIFACT.search(entry)  # that people write, not the stage
+            if entry.partition("/")[0] in ahead and not own:
                 raise KitError(f"{stage.notebook.name}: it reads {entry!r}, which no earlier stage writes")
         ahead.discard(stage.name)
     return found

@@ -12,7 +12,7 @@ __all__ = ['EVALUATORS', 'POLICY_ROWS', 'SLICE_LABELS', 'TEX', 'MARKDOWN', 'PAPE
            'kept_sentences', 'stale_sentences', 'provenance', 'published', 'pivoted', 'compact', 'table_human']
 
 # %% ../nbs/lib/tables.ipynb #faf07acc
-import os
+import os, re
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -45,7 +45,7 @@ class Table(NamedTuple):
 # %% ../nbs/lib/tables.ipynb #365ceb92
 TEX = str.maketrans({char: "\\" + char for char in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
-MARKDOWN = str.maketrans({char: "\\" + char for char in "\\|*`<>&"})
+MARKDOWN = re.compile(r"[\\|*`]|<(?=[a-zA-Z/!?])|&(?=#?\w+;)")  # what would be markup
 
 
 def tex_escape(
@@ -59,7 +59,7 @@ def markdown_escape(
     text: str,  # plain text
 ) -> str:
     "Text that Markdown prints as it stands, in one cell."
-    return printable(str(text)).translate(MARKDOWN)
+    return MARKDOWN.sub(r"\\\g<0>", printable(str(text)))
 
 # %% ../nbs/lib/tables.ipynb #58e5c0ce
 def write_table(
@@ -189,7 +189,7 @@ def table_human(
     ratings: pd.DataFrame | None,  # human/scores.csv; None before anybody has rated
     base: str,  # from `base_label`
 ) -> pd.DataFrame:  # Method, Ours, n, five dimensions, Weighted
-    "Table 5. Cells are empty without ratings; Weighted needs a number in all five."
+    "Table 5. Cells are empty without ratings; Weighted needs a number in all five. Simulated raters are named."
     rows = []
     for label in TABLE5:
         part = pd.DataFrame()
@@ -198,5 +198,9 @@ def table_human(
         for name in TASK.dimensions: row[name] = with_interval(part.loc[name]) if name in part.index else ""
         complete = len(part) and part.value.reindex(TASK.dimensions).notna().all()
         weighted = sum(weight * part.value[name] for name, weight in TASK.dimensions.items()) if complete else None
-        rows.append(row | {"Weighted": f"{weighted:.2f}" if complete else ""})
-    return pd.DataFrame(rows)
+        cell = f"{weighted:.2f}" if complete else ""
+        if "Weighted" in part.index: cell = with_interval(part.loc["Weighted"])
+        if "raters" in part and len(part): row["Raters"] = str(part.raters.iloc[0])
+        rows.append(row | {"Weighted": cell})
+    table = pd.DataFrame(rows).fillna("")
+    return table[[*(name for name in table if name != "Weighted"), "Weighted"]]

@@ -17,8 +17,9 @@ what each of them looks at, the five human dimensions."""
 # %% auto #0
 __all__ = ['PREFIX', 'FEW_SHOT', 'SCENES', 'NO_FESTIVAL', 'FESTIVAL', 'BIRTHDAY', 'FLAW_KINDS', 'WRITER', 'POSITIVE', 'NEGATIVE',
            'JUDGE', 'REFLECT', 'GENERATE', 'DETECT', 'REFLECT_LABEL', 'OPTIMIZE', 'PROPOSE', 'REWORD', 'FIRST_S_G',
-           'FIRST_S_D', 'DIMENSIONS', 'SOUND', 'PADDING', 'PRAISE', 'INJECTION', 'MASTER_KEYS', 'PRAISED', 'MARKUP',
-           'EMOJI_BAIT', 'CHECK', 'QUESTIONS', 'NEUTRAL', 'TASK', 'FlawKind', 'Task']
+           'FIRST_S_D', 'DIMENSIONS', 'RATING_WORDS', 'SOUND', 'PADDING', 'PRAISE', 'INJECTION', 'MASTER_KEYS',
+           'PRAISED', 'MARKUP', 'EMOJI_BAIT', 'CHECK', 'QUESTIONS', 'NEUTRAL', 'TASK', 'FlawKind', 'RatingWords',
+           'Task']
 
 # %% ../nbs/lib/task.ipynb #0621fc9d
 import re
@@ -125,6 +126,36 @@ FIRST_S_D = ["有「语病乱码」，判 Bad", "没有祝愿、「跑题」，�
 DIMENSIONS = {  # paper: evaluation
     "Language quality": 0.30, "Creativity": 0.30, "Emotional resonance": 0.15, "Cultural appropriateness": 0.15,
     "Content richness": 0.10}
+
+# %% ../nbs/lib/task.ipynb #82192eec
+class RatingWords(NamedTuple):
+    "How a dimension is put to people in one language."
+    name: str
+    about: str  # what it asks, in a line
+    anchors: tuple[str, str, str]  # what 1, 2 and 3 mean
+
+
+RATING_WORDS = {  # dimension -> language -> words
+    "Language quality": {
+        "zh": RatingWords("语言质量", "用词准确，句子通顺，读来舒服吗？", ("有错字或病句", "通顺，平实", "准确而优美")),
+        "en": RatingWords("Language quality", "Is it correct, fluent and pleasant to read?",
+                          ("errors or clumsy", "correct, plain", "precise, graceful"))},
+    "Creativity": {
+        "zh": RatingWords("创意", "有没有新鲜的想法、说法或细节？", ("套话", "略有新意", "新鲜难忘")),
+        "en": RatingWords("Creativity", "Is there a fresh idea, phrase or detail?",
+                          ("stock phrases", "a touch of its own", "fresh, memorable"))},
+    "Emotional resonance": {
+        "zh": RatingWords("情感共鸣", "收到的人会被打动吗？", ("无感", "有些温度", "真挚动人")),
+        "en": RatingWords("Emotional resonance", "Would it move the one who gets it?",
+                          ("leaves one cold", "some warmth", "sincere, touching"))},
+    "Cultural appropriateness": {
+        "zh": RatingWords("文化得体", "合乎场合、关系与习俗吗？", ("犯忌或失礼", "大致得体", "十分得体")),
+        "en": RatingWords("Cultural appropriateness", "Does it suit the occasion?",
+                          ("taboo or rude", "acceptable", "wholly fitting"))},
+    "Content richness": {
+        "zh": RatingWords("内容丰富", "内容充实，写到请求里的要点了吗？", ("空洞或跑题", "够用", "充实具体")),
+        "en": RatingWords("Content richness", "Is it full, and does it meet the request?",
+                          ("empty or off topic", "enough", "full, specific"))}}
 
 # %% ../nbs/lib/task.ipynb #835ead25
 SOUND = {

@@ -10,9 +10,9 @@ import pytest
 from bs4 import BeautifulSoup
 from conftest import REPOSITORY
 
-from creawrite import compare, paper, sentences, tables
+from creawrite import compare, paper, run_figures, sentences, tables
 from creawrite.core import printable, run_dir, write_csv, write_json
-from creawrite.report import html_table, report_page
+from creawrite.report import table_html, report_page
 from creawrite.tables import Table, write_table
 from creawrite.task import TASK
 
@@ -174,9 +174,9 @@ def test_examiners_and_findings_stand_in_the_report(seeded):
 
 
 def test_curves_are_means_over_seeds(seeded):
-    lines = paper.training_logs(seeded)["GRPO: reward model's score"]
+    lines = run_figures.training_logs(seeded)["GRPO: reward model's score"]
     assert [(label, len(logs)) for label, logs, _ in lines] == [("base-rm", 0), ("sft-rm", 2)]
-    panel = paper.figure_training(seeded).axes[2]
+    panel = run_figures.figure_training(seeded).axes[2]
     assert [line.get_label() for line in panel.lines][-1] == "sft-rm (2 seeds)"
     assert panel.lines[-1].get_ydata().tolist() == [0, 2, 2]  # of 0 and 0, 1 and 3, 2 alone
 
@@ -323,7 +323,7 @@ def test_every_evaluator_stands_on_every_slice_and_on_the_probe(smoke_run):
 def test_texts_do_nothing_to_any_format_of_a_table(tmp_path):
     bad = "<b>祝|福</b> *x* `y` $1_2^3~4\\\\input{z} & 5% #\u202e\x1b[31m"
     write_table(tmp_path, Table("bad", "A caption & 5 %.", pd.DataFrame({"text": [bad], "n": ["1"]})))
-    page = report_page("bad", "nobody", html_table((tmp_path / "bad.md").read_text("utf-8").partition("\n\n")[2]))
+    page = report_page("bad", "nobody", table_html((tmp_path / "bad.md").read_text("utf-8").partition("\n\n")[2]))
     seen = BeautifulSoup(page, "html.parser")
     assert [cell.get_text() for cell in seen.find_all("td")] == [printable(bad), "1"] and not seen.find_all(["b", "em"])
     lines = (tmp_path / "bad.tex").read_text("utf-8")

@@ -141,10 +141,12 @@ def check_excellence(text, cells):
     by, rows = "", {}
     assert ("write noise" in text) == is_noise(cells)
     for piece in pieces(text, sentences.NOISE):
-        if found := re.match(r"By (Signal-\d)", piece): by, rows = found[0], ours(cells, found[1])
+        if found := re.match(r"By (Signal-\d|people|simulated raters)", piece):
+            heads = {told.removeprefix("By "): head for head, told in sentences.RATERS.items()}
+            by, rows = found[0], ours(cells, heads.get(found[1], found[1]))
         if piece.startswith("A rate says what this judge passes; "): continue
         if piece == "No policy of ours has a rate in these scenes":
-            assert not any(ours(cells, signal) for signal in paper.SIGNALS)
+            assert not any(ours(cells, head) for head in [*paper.SIGNALS, *sentences.RATERS] if head in cells)
         elif not check_against_base(piece, by, rows, "rate"): unknown(piece)
 
 
@@ -258,7 +260,10 @@ def check_people(text, cells):
     weighted = ours(cells, "Weighted")
     if text == "It shows nothing yet: no ratings exist.": assert not rated
     elif text.startswith("No policy is rated on all"): assert rated and not weighted
-    else: check_order(f"t{text[1:-1]}", weighted, "weighted score")
+    else:
+        claim, _, simulated = text.partition(f" {sentences.NOBODY_RATED}"[:-1])
+        assert bool(simulated) == ("Raters" in cells and cells.Raters.str.contains("simulated").any())
+        check_order(f"t{claim[1:-1]}", weighted, "weighted score")
 
 
 def check_preflight(text, cells):
@@ -447,19 +452,22 @@ def test_tables_1_and_4_over_random_numbers():
 def test_tables_2_and_3_over_random_numbers(monkeypatch):
     monkeypatch.setattr(paper, "published", cache(paper.published))
     for rng, kind in cases(2, 70):
-        signals = [*paper.SIGNALS, "Length only"]
+        signals = [*paper.SIGNALS, "Length only", *[rng.choice(list(sentences.RATERS))] * rng.integers(2)]
         rates = drawn(rng, kind, policy=POLICIES, scene=["general"], signal=signals)
         if rng.random() < 0.2: rates.loc[rates.signal != "Length only", "value"] = 0.0
         cells = paper.table_excellence(rates, rates[:0], "general", "Table 2", BASE)
         check_excellence(sentences.says_excellence(cells), cells)
         caption = paper.caption_excellence(2, "general", cells, BASE)
-        assert ("Human cells of ours are empty" in caption) == (set(cells.Human) == {""})
+        human = next(name for name in sentences.RATERS if name in cells)
+        assert ("Human cells of ours are empty" in caption) == (set(cells[human]) == {""})
+        assert ("SIMULATED" in caption) == (human == "Human (simulated)")
         assert "our base is another model" in caption and "Equal length" not in caption
 
 
 def test_table_5_over_random_numbers():
     for rng, kind in cases(3):
         ratings = drawn(rng, kind, policy=POLICIES, dimension=list(TASK.dimensions))
+        if rng.random() < 0.5: ratings = ratings.assign(raters=rng.choice(["3", "3 simulated"]))
         cells = table_human(None if kind == "empty" else ratings, BASE)
         check_people(sentences.says_people(cells), cells)
 
