@@ -226,7 +226,7 @@ def replaceable_p(
     gaps: np.ndarray,  # (n,) rater as close less judge as close
     epsilon: float,
 ) -> float:  # NaN without items
-    "p of the judge being worse by epsilon or more: t test, signed ranks below 30 items as the authors do."
+    "p of the judge being worse by epsilon or more: t test, signed ranks below 30 items, as the paper advises."
     if len(gaps) < 2: return math.nan
     if gaps.std() == 0: return 0.0 if gaps[0] < epsilon else 1.0
     if len(gaps) < 30: return float(wilcoxon(gaps - epsilon, alternative="less").pvalue)

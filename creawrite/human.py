@@ -5,7 +5,8 @@ scores.csv (Table 5), excellence.csv (the human columns of Tables 2 and 3), judg
 agreement.csv, self_agreement.csv, drift.csv, power.csv, alternative.csv, winning.csv and report.md.
 
 A greeting's score in a dimension is the mean of its raters, its weighted score weighs the five means (the paper's
-weights), and it is excellent from 2. Raters who miss too many attention checks are left out, by name of pseudonym. A
+weights), and it is excellent from 2. Intervals carry the draw of greetings, not that of raters: how far these differ
+stands in drift.csv and agreement.csv. Raters who miss too many attention checks are left out, named by pseudonym. A
 study that was rated by simulated raters says so in every file. Without ratings the stage says how to collect them, and
 the human columns stay empty.
 

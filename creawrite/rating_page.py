@@ -221,6 +221,7 @@ const send = async () => {
     if (answer.ok || answer.status === 422) {
       const told = await answer.json(), over = new Set([...told.saved, ...told.refused.map((each) => each.key)]);
       for (const name of mine) if (over.has(JSON.parse(read(name) || "{}").key)) drop(name);
+      if (told.refused.length) await load();
       for (const each of told.refused) notice("refused", { why: each.why });
       pause = 1000;
       trouble = "";
