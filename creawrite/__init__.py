@@ -22,6 +22,7 @@ Modules:
 - `creawrite.examination`: What an evaluator sees, what it does not, what moves it that should not.
 - `creawrite.examine`: Did a policy get better, or better at its reward? Asked of judges that did not train it.
 - `creawrite.examiners`: Who grades a policy that did not train it: named in settings.ini, asked alike.
+- `creawrite.export_data`: Before anything of a run goes into another program's hands: whose data it is, and that no key or path goes with it.
 - `creawrite.figures`: One style for every figure: readable in grey, Chinese rendered, same bytes for same data.
 - `creawrite.files`: Upstream's four formats, and a user's files: which part each plays, what was left out.
 - `creawrite.fingerprint`: One fingerprint for stages, trainings and caches: inputs, parameters, engine and reached code.
@@ -37,6 +38,7 @@ Modules:
 - `creawrite.laboratory`: Whether the hacking report finds a fault that was planted, and is silent where there is none.
 - `creawrite.layouts`: Records as checked rows: labelled rows, pairs, answers or prompts, known by their columns.
 - `creawrite.ledger`: Every call of a run as it was sent and came back: nothing is paid twice, all can be replayed.
+- `creawrite.llamafactory`: A run's SFT and preference data and its settings as LLaMA-Factory takes them, and its reward model back as a plain one.
 - `creawrite.llm`: One client for every agent and judge: typed answers, a ledger, no failure taken for a grade.
 - `creawrite.local`: One llama.cpp server per model file and run: started when first asked, shared, gone with its last user.
 - `creawrite.messages`: What is sent to an agent and how its reply is read: text under judgement stays data.
