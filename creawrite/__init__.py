@@ -38,7 +38,7 @@ Modules:
 - `creawrite.laboratory`: Whether the hacking report finds a fault that was planted, and is silent where there is none.
 - `creawrite.layouts`: Records as checked rows: labelled rows, pairs, answers or prompts, known by their columns.
 - `creawrite.ledger`: Every call of a run as it was sent and came back: nothing is paid twice, all can be replayed.
-- `creawrite.llamafactory`: A run's SFT and preference data and its settings as LLaMA-Factory takes them, and its reward model back as a plain one.
+- `creawrite.llamafactory`: A run's data and settings as LLaMA-Factory takes them, and its reward model back as a plain one.
 - `creawrite.llm`: One client for every agent and judge: typed answers, a ledger, no failure taken for a grade.
 - `creawrite.local`: One llama.cpp server per model file and run: started when first asked, shared, gone with its last user.
 - `creawrite.messages`: What is sent to an agent and how its reply is read: text under judgement stays data.

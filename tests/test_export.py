@@ -51,7 +51,7 @@ def changed(folder, name, change):
 
 
 @pytest.mark.parametrize("name, change, says", [
-    ("creawrite_rm.json", lambda rows: rows[2]["conversations"][0].update({"from": "user"}), "row 3: roles .* not human"),
+    ("creawrite_rm.json", lambda rows: rows[2]["conversations"][0].update({"from": "user"}), "row 3: roles .* are not"),
     ("creawrite_rm.json", lambda rows: rows[4]["rejected"].update({"from": "assistant"}), "row 5: rejected is no turn"),
     ("creawrite_rm.json", lambda rows: rows.pop(), "131 rows, not the 132 of the run"),
     ("dataset_info.json", lambda info: info["creawrite_rm"].pop("ranking"), 'no "ranking": true')])

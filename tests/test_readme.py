@@ -47,6 +47,7 @@ def test_every_command_is_one(command, tmp_path, smoke_run):
         words = [word.replace("mine", smoke_run) for word in words]
         words = [str(my_csv(tmp_path / "my.csv")) if word == "my.csv" else word for word in words]
         if name == "data import": words += ["--name", "test-readme"]
+        words = [str(tmp_path / "out") if word == "DIR" else word for word in words]
         if name in ("audit", "judge"): words += ["--run", "test-readme"]
         told, code = say(*words)
         assert code == 0, told
