@@ -131,3 +131,12 @@ def smoke_run() -> str:
         told = process.communicate()[0]
     assert process.returncode == 0, told
     return "test-smoke"
+
+
+LONGEST = ("test_site", "test_local", "test_kit", "test_runner")  # begun first, so that no worker ends alone with one
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take minutes go first; the others keep their order."
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))

@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ENDPOINT, REPOSITORY, kit_command
+from conftest import ENDPOINT, REPOSITORY
 
+from creawrite.cli import main
 from creawrite.core import read_jsonl
 
 TEXT = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -20,10 +21,19 @@ PYTHON = [body for kind, body in FENCES if kind == "python"]
 HEAVY = {"data fetch", "run", "passport", "serve", "compare", "study new", "study serve", "study report"}
 
 
-def say(*words):
-    "Exit code and what a command says."
-    process = kit_command(*words)
-    return process.communicate()[0], process.returncode
+@pytest.fixture
+def say(monkeypatch, capsys, no_endpoint):
+    "Runs a command in this process: what it says, and its exit code."
+    monkeypatch.setenv("CREAWRITE_ROOT", str(REPOSITORY))
+
+    def run(*words):
+        code = 0
+        try: main(list(map(str, words)))
+        except SystemExit as end: code = end.code or 0
+        told = capsys.readouterr()
+        return told.out + told.err, code
+
+    return run
 
 
 def my_csv(path):
@@ -35,7 +45,7 @@ def my_csv(path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_is_one(command, tmp_path, smoke_run):
+def test_every_command_is_one(command, tmp_path, smoke_run, say):
     words = shlex.split(command)
     name = " ".join(words[:2]) if words[0] in ("data", "ledger", "study", "export") else words[0]
     if name in HEAVY:
