@@ -89,6 +89,7 @@ Modules:
 - `creawrite.text`: Rules about a text alone: spelling, scene, stated constraints, near-duplicates, stray scripts.
 - `creawrite.trainers`: What all trainings share: TRL's settings, logs, batches, checkpoints, and which need no repeat.
 - `creawrite.trouble`: What a try without a completion means: once more, a missing answer, or the end of the run.
+- `creawrite.verl_export`: A run's prompts, its judge as a reward file and the paper's GRPO settings as verl takes them.
 - `creawrite.watch`: While a policy is trained: what it writes for held-out prompts, its best step, and when it has collapsed.
 - `creawrite.weighing`: From what every principle makes of a greeting to one grade: several ways, and which of them held-out pairs prefer.
 - `creawrite.wording`: The game of Path B played with questions: a new wording stands if it ranks held-out teaching pairs better.
