@@ -85,6 +85,7 @@ Modules:
 - `creawrite.study`: People's ratings of what the policies write: a balanced, blinded sample, and one file that loses nothing.
 - `creawrite.study_files`: Ratings in and out as CSV, a study for Label Studio and Potato, and raters who are none.
 - `creawrite.tables`: One table in three formats, and captions that say what stands behind a number.
+- `creawrite.take_in`: A policy or reward model that another engine trained, back in a run, so that every table works on it.
 - `creawrite.task`: What makes this kit about Chinese greetings: prompts, principles, flaws, scenes, dimensions.
 - `creawrite.text`: Rules about a text alone: spelling, scene, stated constraints, near-duplicates, stray scripts.
 - `creawrite.trainers`: What all trainings share: TRL's settings, logs, batches, checkpoints, and which need no repeat.

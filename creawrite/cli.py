@@ -14,7 +14,8 @@ __all__ = ['kit_app', 'data_app', 'ledger_app', 'export_app', 'study_app', 'Stud
            'passport_command', 'study_new_command', 'study_serve_command', 'study_report_command',
            'study_export_command', 'study_import_command', 'study_close_command', 'study_simulate_command',
            'audit_command', 'fetch_command', 'data_import_command', 'stats_command', 'export_command', 'import_command',
-           'say_exported', 'llamafactory_command', 'verl_command', 'check_command', 'error_told', 'main']
+           'say_exported', 'llamafactory_command', 'verl_command', 'import_model_command', 'check_command',
+           'error_told', 'main']
 
 # %% ../nbs/lib/cli.ipynb #963c7421
 import os, re, sys, webbrowser
@@ -464,6 +465,21 @@ def verl_command(run: Run, folder: NewFolder, include_data: WithData = False):
     "Write prompts, reward file, launch scripts and README for verl: GRPO under either reward."
     from creawrite.verl_export import write_verl
     say_exported(write_verl(run, folder, include_data), folder)
+
+
+@kit_app.command("import")
+def import_model_command(
+    run: Run, folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="output_dir of a training elsewhere")],
+    name: Annotated[str, typer.Option("--as", help="sft, sft-rm, ... (a policy of Table 2), or reward_model")],
+    base: Annotated[str, typer.Option(help="the model under a LoRA adapter, if not as the adapter says")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="in place of one that the run trained itself")] = False,
+):
+    "Take a model of LLaMA-Factory or verl into a run; `creawrite run` then makes its tables anew."
+    from creawrite.take_in import import_model
+    stage = import_model(run, folder, name, base, replace)
+    try: keep_results(run, stage, f"{name} was imported from {folder.name}")
+    except UsageError: pass  # the stage has not run, or nothing of it is stale
+    print(f"{name} of run {run} is {folder.name} from now on; creawrite run --run {run} makes the tables anew")
 
 
 @ledger_app.command("check")

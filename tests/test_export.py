@@ -30,7 +30,10 @@ from creawrite.llamafactory import as_classifier, check_llamafactory, write_llam
 from creawrite.llm import open_llm
 from creawrite.messages import chat, injections, parse_reply
 from creawrite.offline import app
+from creawrite.policies import generate, load_policy, policy_dir, trained_policies
+from creawrite.rewards import RewardModel
 from creawrite.splits import load_split
+from creawrite.take_in import import_model
 from creawrite.task import TASK
 from creawrite.verl_export import check_overrides, write_verl
 
@@ -231,3 +234,59 @@ def test_old_reward_keys_are_refused(for_verl):
     script = (for_verl / "launch_judge.sh").read_text()
     assert "actor_rollout_ref.actor.optim.lr=3e-07" in script and "data.train_batch_size=32" in script
     assert "kl_loss_coef=0.001" in script and "rollout.n=4" in script and "REWARD_MODEL" not in script
+
+
+# and back
+
+@pytest.fixture
+def a_run(smoke_run, tmp_path, monkeypatch):
+    "A run with data, a base and an SFT policy, in a kit of its own."
+    for part in ("data", "sft/base", "sft/sft", "reward_model/model"):
+        shutil.copytree(run_dir(smoke_run) / part, tmp_path / "kit/outputs/a" / part)
+    for name in ("nbs", "settings.ini"): (tmp_path / "kit" / name).symlink_to(REPOSITORY / name)
+    monkeypatch.setenv("CREAWRITE_ROOT", str(tmp_path / "kit"))
+    return tmp_path / "kit/outputs/a"
+
+
+def adapter(run, folder):
+    "A LoRA adapter on the run's base, as an engine leaves it."
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(run / "sft/base")
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    tuned.save_pretrained(folder)
+    return tuned
+
+
+def test_a_policy_trained_elsewhere_comes_back(a_run, tmp_path):
+    tuned = adapter(a_run, tmp_path / "saves/sft")
+    import_model("a", tmp_path / "saves/sft", "sft-judge", str(a_run / "sft/base"))
+    assert trained_policies("a") == ["base", "sft", "sft-judge"]
+    facts = read_json(a_run / "grpo/sft-judge/policy.json")
+    assert facts["imported"].startswith("sft (") and facts["parent"] == "sft"
+    model, tokenizer = load_policy(policy_dir("a", "sft-judge"))
+    inputs = tokenizer("给妈妈的生日祝福", return_tensors="pt")
+    with torch.inference_mode(): assert torch.allclose(model(**inputs).logits, tuned(**inputs).logits, atol=1e-4)
+    assert generate(model, tokenizer, ["给妈妈的生日祝福"], 8, 0.0)
+
+
+def test_a_policy_of_the_run_is_replaced_only_when_told(a_run, tmp_path):
+    adapter(a_run, tmp_path / "saves/sft")
+    before = (a_run / "sft/sft/policy.json").read_bytes()
+    with pytest.raises(UsageError, match="was trained in this run: say --replace"):
+        import_model("a", tmp_path / "saves/sft", "sft", str(a_run / "sft/base"))
+    with pytest.raises(KitError, match="name the model under an adapter with --base|cannot be loaded"):
+        import_model("a", tmp_path / "saves/sft", "sft", "no/such-model-here", replace=True)
+    with pytest.raises(KitError, match="policy 'best' is unknown"): import_model("a", tmp_path / "saves/sft", "best")
+    assert (a_run / "sft/sft/policy.json").read_bytes() == before
+    for _ in range(2): import_model("a", tmp_path / "saves/sft", "sft", str(a_run / "sft/base"), replace=True)
+    assert "imported" in read_json(a_run / "sft/sft/policy.json")
+
+
+def test_a_reward_model_trained_elsewhere_comes_back(a_run, tmp_path):
+    tuned, folder = adapter(a_run, tmp_path / "saves/rm"), tmp_path / "saves/rm"
+    head = torch.nn.Linear(tuned.config.hidden_size, 1)
+    save_file({f"v_head.summary.{name}": value.detach() for name, value in head.named_parameters()},
+              folder / "value_head.safetensors")
+    import_model("a", folder, "reward_model", str(a_run / "sft/base"), replace=True)
+    scores = RewardModel.load(a_run / "reward_model/model").score(["给妈妈"] * 2, ["妈妈，生日快乐。", "祝好"])
+    assert scores.shape == (2,) and scores[0] != scores[1]
