@@ -266,7 +266,7 @@ def test_a_policy_trained_elsewhere_comes_back(a_run, tmp_path):
     model, tokenizer = load_policy(policy_dir("a", "sft-judge"))
     inputs = tokenizer("给妈妈的生日祝福", return_tensors="pt")
     with torch.inference_mode(): assert torch.allclose(model(**inputs).logits, tuned(**inputs).logits, atol=1e-4)
-    assert generate(model, tokenizer, ["给妈妈的生日祝福"], 8, 0.0)
+    assert generate((model, tokenizer), ["给妈妈的生日祝福"], max_new_tokens=8)
 
 
 def test_a_policy_of_the_run_is_replaced_only_when_told(a_run, tmp_path):
