@@ -14,8 +14,8 @@ __all__ = ['kit_app', 'data_app', 'ledger_app', 'export_app', 'study_app', 'Stud
            'passport_command', 'study_new_command', 'study_serve_command', 'study_report_command',
            'study_export_command', 'study_import_command', 'study_close_command', 'study_simulate_command',
            'audit_command', 'fetch_command', 'data_import_command', 'stats_command', 'export_command', 'import_command',
-           'say_exported', 'llamafactory_command', 'verl_command', 'import_model_command', 'check_command',
-           'error_told', 'main']
+           'say_exported', 'llamafactory_command', 'verl_command', 'hub_command', 'import_model_command',
+           'check_command', 'error_told', 'main']
 
 # %% ../nbs/lib/cli.ipynb #963c7421
 import os, re, sys, webbrowser
@@ -465,6 +465,15 @@ def verl_command(run: Run, folder: NewFolder, include_data: WithData = False):
     "Write prompts, reward file, launch scripts and README for verl: GRPO under either reward."
     from creawrite.verl_export import write_verl
     say_exported(write_verl(run, folder, include_data), folder)
+
+
+@export_app.command("hf")
+def hub_command(run: Run, folder: NewFolder, include_data: WithData = False):
+    "Write data and models with cards, ready for `hf upload`."
+    from creawrite.hub import write_hub
+    counts = write_hub(run, folder, include_data)
+    models = len(list(folder.glob("models/*")))
+    print(f"{sum(counts.values()):,} rows and {models} models, each with a card, in {folder}")
 
 
 @kit_app.command("import")

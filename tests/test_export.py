@@ -18,6 +18,7 @@ import uvicorn
 import yaml
 from conftest import ENDPOINT, REPOSITORY, kit_command
 from endpoint import Served
+from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel
 from safetensors.torch import save_file
@@ -25,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from creawrite.answers import Detection
 from creawrite.core import KitError, UsageError, read_json, run_dir, write_json
+from creawrite.hub import write_hub
 from creawrite.judge import Judge
 from creawrite.llamafactory import as_classifier, check_llamafactory, write_llamafactory
 from creawrite.llm import open_llm
@@ -290,3 +292,26 @@ def test_a_reward_model_trained_elsewhere_comes_back(a_run, tmp_path):
     import_model("a", folder, "reward_model", str(a_run / "sft/base"), replace=True)
     scores = RewardModel.load(a_run / "reward_model/model").score(["给妈妈"] * 2, ["妈妈，生日快乐。", "祝好"])
     assert scores.shape == (2,) and scores[0] != scores[1]
+
+
+# the hub
+
+def test_data_and_models_go_with_cards(smoke_run, tmp_path):
+    counts = write_hub(smoke_run, tmp_path / "hf")
+    assert counts["sft"] == 132
+    card = (tmp_path / "hf/dataset/README.md").read_text("utf-8")
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "cc0-1.0" and {"config_name": "sft", "data_files": "sft.jsonl"} in head["configs"]
+    loaded = load_dataset(str(tmp_path / "hf/dataset"), "sft", split="train", cache_dir=tmp_path / "cache")
+    assert loaded.num_rows == 132
+    models = {path.name for path in (tmp_path / "hf/models").iterdir()}
+    assert models == {"base", "sft", "base-rm", "base-judge", "sft-rm", "sft-judge", "reward_model"}
+    card = (tmp_path / "hf/models/sft-rm/README.md").read_text("utf-8")
+    assert "offline rulebook engine (not an LLM)" in card and "Signal-1 0.0 [0.0, " in card and "CC0" in card
+    AutoModelForCausalLM.from_pretrained(tmp_path / "hf/models/sft")
+
+
+def test_released_rows_stay_out_of_the_hub_folder_too(a_run, tmp_path):
+    write_json(a_run / "data/source.json", {"source": "released"})
+    assert write_hub("a", tmp_path / "hf") == {} and not list((tmp_path / "hf/dataset").glob("*.jsonl"))
+    assert "states no licence" in (tmp_path / "hf/models/sft/README.md").read_text("utf-8")
