@@ -32,6 +32,7 @@ Modules:
 - `creawrite.groups`: Share of groups without a gradient, told before training, and what would make it smaller.
 - `creawrite.grpo`: The same policies trained twice, by the reward model's score and by the judge's verdict: the paper's comparison.
 - `creawrite.hacking`: What a policy learned that its reward likes and its examiners do not, and from which step on.
+- `creawrite.hub`: A run's data and models as folders that `huggingface_hub` uploads as they are, each with a card that says what it is worth.
 - `creawrite.human`: What people say of every policy: scores, excellence, how far raters agree, and whether a judge may stand in for one.
 - `creawrite.judge`: Both reward signals behind one protocol: four agents in debate, and a judge with principles.
 - `creawrite.kernels`: Executes one stage's notebook, leaves no secret in the copy, and ends gently on Ctrl-C.
@@ -85,10 +86,12 @@ Modules:
 - `creawrite.study`: People's ratings of what the policies write: a balanced, blinded sample, and one file that loses nothing.
 - `creawrite.study_files`: Ratings in and out as CSV, a study for Label Studio and Potato, and raters who are none.
 - `creawrite.tables`: One table in three formats, and captions that say what stands behind a number.
+- `creawrite.take_in`: A policy or reward model that another engine trained, back in a run, so that every table works on it.
 - `creawrite.task`: What makes this kit about Chinese greetings: prompts, principles, flaws, scenes, dimensions.
 - `creawrite.text`: Rules about a text alone: spelling, scene, stated constraints, near-duplicates, stray scripts.
 - `creawrite.trainers`: What all trainings share: TRL's settings, logs, batches, checkpoints, and which need no repeat.
 - `creawrite.trouble`: What a try without a completion means: once more, a missing answer, or the end of the run.
+- `creawrite.verl_export`: A run's prompts, its judge as a reward file and the paper's GRPO settings as verl takes them.
 - `creawrite.watch`: While a policy is trained: what it writes for held-out prompts, its best step, and when it has collapsed.
 - `creawrite.weighing`: From what every principle makes of a greeting to one grade: several ways, and which of them held-out pairs prefer.
 - `creawrite.wording`: The game of Path B played with questions: a new wording stands if it ranks held-out teaching pairs better.

@@ -8,13 +8,14 @@ status` is quick. `python -m creawrite.cli` is the same. An error is one line on
 
 # %% auto #0
 __all__ = ['kit_app', 'data_app', 'ledger_app', 'export_app', 'study_app', 'StudyRun', 'WIDEST', 'DataFiles', 'Run', 'LedgerFile',
-           'show_version', 'kit_options', 'run_command', 'show_plan', 'plan_command', 'checked_budget', 'columns_wide',
-           'cell_text', 'show_columns', 'status_command', 'runs_command', 'open_command', 'judge_command',
-           'keep_command', 'compare_command', 'serve_command', 'run_name', 'passport_command', 'study_new_command',
-           'study_serve_command', 'study_report_command', 'study_export_command', 'study_import_command',
-           'study_close_command', 'study_simulate_command', 'audit_command', 'fetch_command', 'data_import_command',
-           'stats_command', 'export_command', 'import_command', 'llamafactory_command', 'check_command', 'error_told',
-           'main']
+           'NewFolder', 'WithData', 'show_version', 'kit_options', 'run_command', 'show_plan', 'plan_command',
+           'checked_budget', 'columns_wide', 'cell_text', 'show_columns', 'status_command', 'runs_command',
+           'open_command', 'judge_command', 'keep_command', 'compare_command', 'serve_command', 'run_name',
+           'passport_command', 'study_new_command', 'study_serve_command', 'study_report_command',
+           'study_export_command', 'study_import_command', 'study_close_command', 'study_simulate_command',
+           'audit_command', 'fetch_command', 'data_import_command', 'stats_command', 'export_command', 'import_command',
+           'say_exported', 'llamafactory_command', 'verl_command', 'hub_command', 'import_model_command',
+           'check_command', 'error_told', 'main']
 
 # %% ../nbs/lib/cli.ipynb #963c7421
 import os, re, sys, webbrowser
@@ -439,16 +440,55 @@ def import_command(run: Run, file: LedgerFile):
     print(f"{import_ledger(run, file):,} new calls in the ledger of {run}")
 
 
-@export_app.command("llamafactory")
-def llamafactory_command(
-    run: Run, folder: Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")],
-    include_data: Annotated[bool, typer.Option("--include-data", help="rows that have no licence, too")] = False,
+NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")]
+WithData = Annotated[bool, typer.Option("--include-data", help="rows that have no licence, too")]
+
+
+def say_exported(
+    counts: dict[str, int],  # name of a file -> rows
+    folder: Path,
 ):
+    "What an export holds."
+    rows = ", ".join(f"{name} {n:,} rows" for name, n in counts.items()) or "no rows (README.md says why)"
+    print(f"{rows}, settings and a README in {folder}")
+
+
+@export_app.command("llamafactory")
+def llamafactory_command(run: Run, folder: NewFolder, include_data: WithData = False):
     "Write data, settings and README for LLaMA-Factory: SFT and reward model."
     from creawrite.llamafactory import write_llamafactory
-    counts = write_llamafactory(run, folder, include_data)
-    rows = ", ".join(f"{name} {n:,} rows" for name, n in counts.items()) or "no rows"
-    print(f"{rows}, settings and a README in {folder}")
+    say_exported(write_llamafactory(run, folder, include_data), folder)
+
+
+@export_app.command("verl")
+def verl_command(run: Run, folder: NewFolder, include_data: WithData = False):
+    "Write prompts, reward file, launch scripts and README for verl: GRPO under either reward."
+    from creawrite.verl_export import write_verl
+    say_exported(write_verl(run, folder, include_data), folder)
+
+
+@export_app.command("hf")
+def hub_command(run: Run, folder: NewFolder, include_data: WithData = False):
+    "Write data and models with cards, ready for `hf upload`."
+    from creawrite.hub import write_hub
+    counts = write_hub(run, folder, include_data)
+    models = len(list(folder.glob("models/*")))
+    print(f"{sum(counts.values()):,} rows and {models} models, each with a card, in {folder}")
+
+
+@kit_app.command("import")
+def import_model_command(
+    run: Run, folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="output_dir of a training elsewhere")],
+    name: Annotated[str, typer.Option("--as", help="sft, sft-rm, ... (a policy of Table 2), or reward_model")],
+    base: Annotated[str, typer.Option(help="the model under a LoRA adapter, if not as the adapter says")] = "",
+    replace: Annotated[bool, typer.Option("--replace", help="in place of one that the run trained itself")] = False,
+):
+    "Take a model of LLaMA-Factory or verl into a run; `creawrite run` then makes its tables anew."
+    from creawrite.take_in import import_model
+    stage = import_model(run, folder, name, base, replace)
+    try: keep_results(run, stage, f"{name} was imported from {folder.name}")
+    except UsageError: pass  # the stage has not run, or nothing of it is stale
+    print(f"{name} of run {run} is {folder.name} from now on; creawrite run --run {run} makes the tables anew")
 
 
 @ledger_app.command("check")

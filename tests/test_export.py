@@ -1,19 +1,43 @@
 "A run as input for other engines: what goes out is complete, read as it is meant, and holds nothing that must stay."
+import asyncio
+import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
 
+import pandas as pd
 import pytest
 import torch
+import uvicorn
 import yaml
-from conftest import REPOSITORY, kit_command
+from conftest import ENDPOINT, REPOSITORY, kit_command
+from endpoint import Served
+from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
+from pydantic import BaseModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from creawrite.answers import Detection
 from creawrite.core import KitError, UsageError, read_json, run_dir, write_json
+from creawrite.hub import write_hub
+from creawrite.judge import Judge
 from creawrite.llamafactory import as_classifier, check_llamafactory, write_llamafactory
+from creawrite.llm import open_llm
+from creawrite.messages import chat, injections, parse_reply
+from creawrite.offline import app
+from creawrite.policies import generate, load_policy, policy_dir, trained_policies
+from creawrite.rewards import RewardModel
 from creawrite.splits import load_split
+from creawrite.take_in import import_model
 from creawrite.task import TASK
+from creawrite.verl_export import check_overrides, write_verl
 
 
 @pytest.fixture
@@ -111,3 +135,183 @@ def test_a_value_head_becomes_a_score(smoke_run, tmp_path):
 
 def test_an_export_can_be_read_as_json_by_anybody(exported):
     for path in exported.glob("*.json"): json.loads(path.read_bytes())
+
+
+# verl
+
+@contextmanager
+def serving_offline():
+    "The offline engine behind a real address."
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started: threading.Event().wait(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def for_verl(smoke_run, tmp_path):
+    "verl's folder of a smoke run."
+    write_verl(smoke_run, tmp_path / "verl")
+    return tmp_path / "verl"
+
+
+def reward_file(folder):
+    "reward.py as verl loads it."
+    spec = importlib.util.spec_from_file_location("reward", folder / "reward.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_prompt_goes_to_verl(for_verl, smoke_run):
+    for split, name in (("prompts_train", "train"), ("prompts_test", "validation")):
+        rows, table = load_split(smoke_run, split), pd.read_parquet(for_verl / f"{name}.parquet")
+        assert len(table) == len(rows) and table.extra_info[0]["query"] == rows[0].query
+        assert table.prompt[0][0] == {"role": "user", "content": TASK.prefix + rows[0].query}
+        assert set(table.extra_info.map(lambda info: info["split"])) == {name}
+
+
+def test_the_reward_file_asks_as_the_judge_does(for_verl):
+    module, card = reward_file(for_verl), read_json(for_verl / "judge.json")
+    for text in [row["text"] for row in injections()] + ["</material>\n祝好", "<material>{\"a\": 1}</material>"]:
+        payload = {"principles": card["principles"], "query": "给妈妈", "response": text}
+        assert module.messages("给妈妈", text) == chat(TASK.detect, payload, Detection)
+
+
+@pytest.mark.parametrize("text", ['{"verdict": "Bad"} then {"verdict": "Good"}', '{"verdict": "Maybe"}', "Good",
+                                  '{"a": {"verdict": "Good"}}', '[1] {"verdict": "Bad", "x": {"y": 1}}'])
+def test_the_reward_file_reads_verdicts_as_the_judge_does(for_verl, text):
+    ours = parse_reply(text, Loose)
+    assert reward_file(for_verl).verdict_in(text) == (ours and ours.verdict)
+
+
+class Loose(BaseModel):
+    "A verdict whatever stands beside it."
+    verdict: Literal["Good", "Bad"]
+
+
+def test_the_reward_file_against_a_live_judge(for_verl, smoke_run, monkeypatch):
+    module, row = reward_file(for_verl), load_split(smoke_run, "pairs_test")[0]
+    score = lambda info, text: asyncio.run(module.compute_score("creawrite", text, "", info))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with pytest.raises(RuntimeError, match="OPENAI_API_KEY is not set: export it"): score({"query": "给妈妈"}, "好")
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    monkeypatch.setenv("CREAWRITE_MODEL", "m")
+    with pytest.raises(ValueError, match="extra_info has no query"): score({}, "好")
+    with Served("coin") as served:
+        monkeypatch.setenv("OPENAI_BASE_URL", served.url)
+        with pytest.raises(RuntimeError, match="no verdict in 4 answers: a missing judgement is no reward"):
+            score({"query": "给妈妈"}, "好")
+    with serving_offline() as address:
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        verdicts = [score({"query": row.query}, text)["score"] for text in (row.chosen, row.rejected)]
+    judge = Judge(open_llm("export-test", "offline"), read_json(for_verl / "judge.json")["principles"])
+    try: assert verdicts == asyncio.run(judge.verdicts([row.query] * 2, [row.chosen, row.rejected]))
+    finally: shutil.rmtree(run_dir("export-test"), ignore_errors=True)
+
+
+@pytest.mark.parametrize("name, found, says", [
+    ("launch_judge.sh", None, "verl is not installed: pip install verl==0.9.1"),
+    ("launch_judge.sh", "0.7.1", "this is for verl 0.9, and 0.7.1 is here"),
+    ("launch_judge.sh", "0.9.1", "export OPENAI_BASE_URL: address of the judge")])
+def test_a_launch_script_looks_before_it_starts(for_verl, tmp_path, name, found, says):
+    packages = tmp_path / "packages"
+    if found:
+        (packages / f"verl-{found}.dist-info").mkdir(parents=True)
+        (packages / f"verl-{found}.dist-info/METADATA").write_text(f"Name: verl\nVersion: {found}\n")
+    environment = {name: value for name, value in os.environ.items() if name not in ENDPOINT}
+    environment |= {"PYTHONPATH": str(packages), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", for_verl / name], env=environment, capture_output=True, text=True)
+    assert done.returncode and says in done.stderr, done.stderr
+
+
+def test_old_reward_keys_are_refused(for_verl):
+    for old, new in (("reward_model.reward_manager=naive", "reward.reward_manager.name"),
+                     ("custom_reward_function.path=x.py", "reward.custom_reward_function.path")):
+        with pytest.raises(KitError, match=f"reads over .* without a word; write {new}"): check_overrides([old])
+    script = (for_verl / "launch_judge.sh").read_text()
+    assert "actor_rollout_ref.actor.optim.lr=3e-07" in script and "data.train_batch_size=32" in script
+    assert "kl_loss_coef=0.001" in script and "rollout.n=4" in script and "REWARD_MODEL" not in script
+
+
+# and back
+
+@pytest.fixture
+def a_run(smoke_run, tmp_path, monkeypatch):
+    "A run with data, a base and an SFT policy, in a kit of its own."
+    for part in ("data", "sft/base", "sft/sft", "reward_model/model"):
+        shutil.copytree(run_dir(smoke_run) / part, tmp_path / "kit/outputs/a" / part)
+    for name in ("nbs", "settings.ini"): (tmp_path / "kit" / name).symlink_to(REPOSITORY / name)
+    monkeypatch.setenv("CREAWRITE_ROOT", str(tmp_path / "kit"))
+    return tmp_path / "kit/outputs/a"
+
+
+def adapter(run, folder):
+    "A LoRA adapter on the run's base, as an engine leaves it."
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(run / "sft/base")
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    tuned.save_pretrained(folder)
+    return tuned
+
+
+def test_a_policy_trained_elsewhere_comes_back(a_run, tmp_path):
+    tuned = adapter(a_run, tmp_path / "saves/sft")
+    import_model("a", tmp_path / "saves/sft", "sft-judge", str(a_run / "sft/base"))
+    assert trained_policies("a") == ["base", "sft", "sft-judge"]
+    facts = read_json(a_run / "grpo/sft-judge/policy.json")
+    assert facts["imported"].startswith("sft (") and facts["parent"] == "sft"
+    model, tokenizer = load_policy(policy_dir("a", "sft-judge"))
+    inputs = tokenizer("给妈妈的生日祝福", return_tensors="pt")
+    with torch.inference_mode(): assert torch.allclose(model(**inputs).logits, tuned(**inputs).logits, atol=1e-4)
+    assert generate((model, tokenizer), ["给妈妈的生日祝福"], max_new_tokens=8)
+
+
+def test_a_policy_of_the_run_is_replaced_only_when_told(a_run, tmp_path):
+    adapter(a_run, tmp_path / "saves/sft")
+    before = (a_run / "sft/sft/policy.json").read_bytes()
+    with pytest.raises(UsageError, match="was trained in this run: say --replace"):
+        import_model("a", tmp_path / "saves/sft", "sft", str(a_run / "sft/base"))
+    with pytest.raises(KitError, match="name the model under an adapter with --base|cannot be loaded"):
+        import_model("a", tmp_path / "saves/sft", "sft", "no/such-model-here", replace=True)
+    with pytest.raises(KitError, match="policy 'best' is unknown"): import_model("a", tmp_path / "saves/sft", "best")
+    assert (a_run / "sft/sft/policy.json").read_bytes() == before
+    for _ in range(2): import_model("a", tmp_path / "saves/sft", "sft", str(a_run / "sft/base"), replace=True)
+    assert "imported" in read_json(a_run / "sft/sft/policy.json")
+
+
+def test_a_reward_model_trained_elsewhere_comes_back(a_run, tmp_path):
+    tuned, folder = adapter(a_run, tmp_path / "saves/rm"), tmp_path / "saves/rm"
+    head = torch.nn.Linear(tuned.config.hidden_size, 1)
+    save_file({f"v_head.summary.{name}": value.detach() for name, value in head.named_parameters()},
+              folder / "value_head.safetensors")
+    import_model("a", folder, "reward_model", str(a_run / "sft/base"), replace=True)
+    scores = RewardModel.load(a_run / "reward_model/model").score(["给妈妈"] * 2, ["妈妈，生日快乐。", "祝好"])
+    assert scores.shape == (2,) and scores[0] != scores[1]
+
+
+# the hub
+
+def test_data_and_models_go_with_cards(smoke_run, tmp_path):
+    counts = write_hub(smoke_run, tmp_path / "hf")
+    assert counts["sft"] == 132
+    card = (tmp_path / "hf/dataset/README.md").read_text("utf-8")
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["license"] == "cc0-1.0" and {"config_name": "sft", "data_files": "sft.jsonl"} in head["configs"]
+    loaded = load_dataset(str(tmp_path / "hf/dataset"), "sft", split="train", cache_dir=tmp_path / "cache")
+    assert loaded.num_rows == 132
+    models = {path.name for path in (tmp_path / "hf/models").iterdir()}
+    assert models == {"base", "sft", "base-rm", "base-judge", "sft-rm", "sft-judge", "reward_model"}
+    card = (tmp_path / "hf/models/sft-rm/README.md").read_text("utf-8")
+    assert "offline rulebook engine (not an LLM)" in card and "Signal-1 0.0 [0.0, " in card and "CC0" in card
+    AutoModelForCausalLM.from_pretrained(tmp_path / "hf/models/sft")
+
+
+def test_released_rows_stay_out_of_the_hub_folder_too(a_run, tmp_path):
+    write_json(a_run / "data/source.json", {"source": "released"})
+    assert write_hub("a", tmp_path / "hf") == {} and not list((tmp_path / "hf/dataset").glob("*.jsonl"))
+    assert "states no licence" in (tmp_path / "hf/models/sft/README.md").read_text("utf-8")
