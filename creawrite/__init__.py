@@ -32,7 +32,7 @@ Modules:
 - `creawrite.groups`: Share of groups without a gradient, told before training, and what would make it smaller.
 - `creawrite.grpo`: The same policies trained twice, by the reward model's score and by the judge's verdict: the paper's comparison.
 - `creawrite.hacking`: What a policy learned that its reward likes and its examiners do not, and from which step on.
-- `creawrite.hub`: A run's data and models as folders that `huggingface_hub` uploads as they are, each with a card that says what it is worth.
+- `creawrite.hub`: A run's data and models as folders to upload as they are, each with a card that says what it is worth.
 - `creawrite.human`: What people say of every policy: scores, excellence, how far raters agree, and whether a judge may stand in for one.
 - `creawrite.judge`: Both reward signals behind one protocol: four agents in debate, and a judge with principles.
 - `creawrite.kernels`: Executes one stage's notebook, leaves no secret in the copy, and ends gently on Ctrl-C.

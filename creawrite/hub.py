@@ -1,4 +1,4 @@
-"""A run's data and models as folders that `huggingface_hub` uploads as they are, each with a card that says what it is worth.
+"""A run's data and models as folders to upload as they are, each with a card that says what it is worth.
 
 Reads a run's splits, its audit, its policies, its reward model and what stage 08 measured; writes `dataset/` and
 `models/NAME/`, each with a README.md that the hub shows.

@@ -18,7 +18,7 @@ __all__ = ['FILES', 'ALWAYS', 'TWO_STEPS', 'README', 'sft_record', 'pair_record'
 import json
 from pathlib import Path
 
-from .core import KitError, write_text
+from .core import KitError, read_json, write_text
 from .export_data import check_clean, export_folder, leaving_data
 from .settings import make_plan
 from .splits import PreferencePair, SFTRow
@@ -186,7 +186,7 @@ def as_classifier(
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
     head, adapter = read_value_head(folder), folder / "adapter_config.json"
-    start = (base or json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else str(folder)
+    start = (base or read_json(adapter)["base_model_name_or_path"]) if adapter.is_file() else str(folder)
     model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
     if adapter.is_file():
         from peft import PeftModel

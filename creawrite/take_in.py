@@ -11,7 +11,6 @@ Departures: all of this is ours. Cost: the model is loaded and written once."""
 __all__ = ['weights_digest', 'check_place', 'whole_model', 'import_model']
 
 # %% ../nbs/lib/take_in.ipynb #b8f89e34
-import json
 from pathlib import Path
 
 from .core import KitError, UsageError, file_digest, read_json, run_dir
@@ -50,7 +49,7 @@ def whole_model(
     quiet()
     adapter = folder / "adapter_config.json"
     if not adapter.is_file(): check_model_folder(folder, folder.name)
-    start = (base or json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else str(folder)
+    start = (base or read_json(adapter)["base_model_name_or_path"]) if adapter.is_file() else str(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(folder if (folder / "tokenizer.json").is_file() else start)

@@ -17,11 +17,13 @@ import torch
 import uvicorn
 import yaml
 from conftest import ENDPOINT, REPOSITORY, kit_command
-from endpoint import Served
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel
 from safetensors.torch import save_file
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from creawrite.answers import Detection
@@ -86,7 +88,7 @@ def test_what_llamafactory_would_misread_is_told(exported, name, change, says):
 
 def test_a_description_that_is_not_ascii_is_told(exported):
     path = exported / "dataset_info.json"
-    path.write_text(path.read_text().replace("creawrite_sft", "祝福"), "utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace("creawrite_sft", "祝福"), "utf-8")
     with pytest.raises(KitError, match="not ASCII"): check_llamafactory(exported)
 
 
@@ -139,9 +141,16 @@ def test_an_export_can_be_read_as_json_by_anybody(exported):
 
 # verl
 
+async def says_nothing(request):
+    "An endpoint whose answers hold no verdict."
+    message = {"role": "assistant", "content": "这条祝福语不错。"}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return JSONResponse({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+
+
 @contextmanager
-def serving_offline():
-    "The offline engine behind a real address."
+def serving(app):
+    "A server on loopback."
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -198,15 +207,15 @@ def test_the_reward_file_against_a_live_judge(for_verl, smoke_run, monkeypatch):
     score = lambda info, text: asyncio.run(module.compute_score("creawrite", text, "", info))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.setenv("CREAWRITE_MODEL", "m")
     with pytest.raises(RuntimeError, match="OPENAI_API_KEY is not set: export it"): score({"query": "给妈妈"}, "好")
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    monkeypatch.setenv("CREAWRITE_MODEL", "m")
     with pytest.raises(ValueError, match="extra_info has no query"): score({}, "好")
-    with Served("coin") as served:
-        monkeypatch.setenv("OPENAI_BASE_URL", served.url)
+    with serving(Starlette(routes=[Route("/v1/chat/completions", says_nothing, methods=["POST"])])) as address:
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
         with pytest.raises(RuntimeError, match="no verdict in 4 answers: a missing judgement is no reward"):
             score({"query": "给妈妈"}, "好")
-    with serving_offline() as address:
+    with serving(app) as address:
         monkeypatch.setenv("OPENAI_BASE_URL", address)
         verdicts = [score({"query": row.query}, text)["score"] for text in (row.chosen, row.rejected)]
     judge = Judge(open_llm("export-test", "offline"), read_json(for_verl / "judge.json")["principles"])
@@ -233,7 +242,7 @@ def test_old_reward_keys_are_refused(for_verl):
     for old, new in (("reward_model.reward_manager=naive", "reward.reward_manager.name"),
                      ("custom_reward_function.path=x.py", "reward.custom_reward_function.path")):
         with pytest.raises(KitError, match=f"reads over .* without a word; write {new}"): check_overrides([old])
-    script = (for_verl / "launch_judge.sh").read_text()
+    script = (for_verl / "launch_judge.sh").read_text(encoding="utf-8")
     assert "actor_rollout_ref.actor.optim.lr=3e-07" in script and "data.train_batch_size=32" in script
     assert "kl_loss_coef=0.001" in script and "rollout.n=4" in script and "REWARD_MODEL" not in script
 

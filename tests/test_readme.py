@@ -18,7 +18,7 @@ LINES = [line.partition(" #")[0].strip() for kind, body in FENCES if not kind fo
 COMMANDS = [line.removeprefix(".venv/bin/creawrite ") for line in LINES if line.startswith(".venv/bin/creawrite ")]
 PYTHON = [body for kind, body in FENCES if kind == "python"]
 # what takes a network, an engine or hours: here it is checked how they are called, other tests run them
-HEAVY = {"data fetch", "run", "passport", "serve", "compare", "study new", "study serve", "study report"}
+HEAVY = {"data fetch", "run", "import", "passport", "serve", "compare", "study new", "study serve", "study report"}
 
 
 @pytest.fixture
