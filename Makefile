@@ -20,7 +20,7 @@ paper: setup
 	@cd $(HERE) && $(PY) -m creawrite.cli run --profile $(PROFILE) --run $(RUN)
 
 test: setup
-	@cd $(HERE) && $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@cd $(HERE) && $(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 docs: setup
 	@cd $(HERE) && $(PY) docs/build.py $(if $(ASKED),--run $(ASKED))

@@ -133,7 +133,8 @@ def smoke_run() -> str:
     return "test-smoke"
 
 
-LONGEST = ("test_site", "test_local", "test_kit", "test_runner")  # begun first, so that no worker ends alone with one
+LONGEST = ("test_site", "test_local", "test_kit", "test_passport", "test_training", "test_grpo", "test_resume",
+           "test_edits")  # begun first, so that no worker ends alone with one
 
 
 def pytest_collection_modifyitems(items):

@@ -25,6 +25,8 @@ HEAVY = {"data fetch", "run", "import", "passport", "serve", "compare", "study n
 def say(monkeypatch, capsys, no_endpoint):
     "Runs a command in this process: what it says, and its exit code."
     monkeypatch.setenv("CREAWRITE_ROOT", str(REPOSITORY))
+    monkeypatch.setenv("CREAWRITE_BUDGET", "")  # so that what --budget sets is gone afterwards
+    monkeypatch.delenv("CREAWRITE_BUDGET")
 
     def run(*words):
         code = 0
