@@ -11,18 +11,20 @@ reward of 0 it would train. For version 0.9.1. Cost: seconds."""
 
 # %% auto #0
 __all__ = ['PROMPT_FILES', 'RENAMED', 'REWARD_OVERRIDES', 'VERSION_CHECK', 'NEEDED', 'REWARD_FILE', 'VERL_README', 'RAY',
-           'verl_record', 'check_overrides', 'shared_overrides', 'launch_script', 'verl_judge', 'write_verl']
+           'verl_record', 'check_overrides', 'shared_overrides', 'launch_script', 'reward_file', 'verl_judge',
+           'write_verl']
 
 # %% ../nbs/lib/verl_export.ipynb #1461be8f
-import shlex
+import inspect, shlex
 from pathlib import Path
 
 import pandas as pd
 
 from .answers import Detection
 from .core import KitError, UsageError, read_json, run_dir, write_json, write_text
-from .export_data import check_clean, export_folder, leaving_data
-from .messages import answer_format, chat
+from .export_data import export_folder, finish_export, leaving_data
+from .messages import (
+    THOUGHT, THOUGHT_END, answer_format, chat, json_objects, located_objects, without_thought)
 from .settings import make_plan
 from .splits import Prompt
 from .task import TASK
@@ -91,7 +93,8 @@ REWARD_OVERRIDES = {
     "judge": ["reward.reward_manager.name=naive", "reward.custom_reward_function.path=reward.py",
               "reward.custom_reward_function.name=compute_score", "trainer.experiment_name=sft-judge"],
     "rm": ["reward.reward_manager.name=naive", "reward.reward_model.enable=True",
-           "reward.reward_model.model_path=REWARD_MODEL", "trainer.experiment_name=sft-rm"]}
+           "reward.reward_model.model_path=REWARD_MODEL", "reward.reward_model.rollout.name=vllm",
+           "reward.reward_model.rollout.tensor_model_parallel_size=1", "trainer.experiment_name=sft-rm"]}
 
 # %% ../nbs/lib/verl_export.ipynb #7b9eb225
 VERSION_CHECK = """python - <<'END'
@@ -121,7 +124,8 @@ def launch_script(
 REWARD_FILE = '''"""Signal-2 for verl 0.9: a judge with the principles of judge.json says Good (1) or Bad (0).
 
 Address, model and key come from the environment: OPENAI_BASE_URL, CREAWRITE_MODEL, OPENAI_API_KEY."""
-import asyncio, json, os
+import asyncio, json, os, re
+from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -153,14 +157,16 @@ def messages(query, response):
             {"role": "user", "content": f"<material>\\n{text}\\n</material>"}]
 
 
+# what stands between a reply and its objects, as in creawrite.messages
+PARSER
+
+
 def verdict_in(text):
-    "The last verdict in a reply, or None."
-    decoder, at, found = json.JSONDecoder(), 0, None
-    while (at := text.find("{", at)) >= 0:
-        try: value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError): at += 1
-        else: found = value["verdict"] if value.get("verdict") in ("Good", "Bad") else found
-    return found
+    "The last verdict in what a reply says after thinking, or None; a trailing comma is forgiven."
+    for candidate in (text, re.sub(r",\\s*([}\\]])", r"\\1", text)):
+        found = [value["verdict"] for value in json_objects(candidate) if value.get("verdict") in ("Good", "Bad")]
+        if found: return found[-1]
+    return None
 
 
 async def ask(asked):
@@ -183,6 +189,14 @@ async def compute_score(data_source, solution_str, ground_truth, extra_info=None
 '''
 
 
+def reward_file() -> str:
+    "REWARD_FILE with the kit's own reading of replies in it."
+    words = [f"{name} = re.compile({each.pattern!r})" for name, each in (("THOUGHT", THOUGHT),
+                                                                         ("THOUGHT_END", THOUGHT_END))]
+    code = [inspect.getsource(each).strip() for each in (located_objects, without_thought, json_objects)]
+    return REWARD_FILE.replace("PARSER", "\n\n\n".join(["\n".join(words), *code]))
+
+
 def verl_judge(
     run: str,
 ) -> dict:  # system (message), principles, form (JSON schema), engine, agreement
@@ -199,13 +213,16 @@ VERL_README = """# verl, from creawrite run {run}
 
 {note}
 
-For verl 0.9.1. MODEL in the scripts is your SFT policy, REWARD_MODEL your reward model with one label.
-Later words of a command win: `bash launch_judge.sh actor_rollout_ref.model.path=...`.
+For verl 0.9.1. Later words of a command win, so the models are named behind it:
 
-    bash launch_judge.sh     # Signal-2: reward.py asks the judge of judge.json, whose principles {rows}
-    bash launch_rm.sh        # Signal-1: the reward model scores, behind verl's own server
+    bash launch_judge.sh actor_rollout_ref.model.path=SFT   # Signal-2: reward.py asks the judge of judge.json
+    bash launch_rm.sh actor_rollout_ref.model.path=SFT reward.reward_model.model_path=RM   # Signal-1
 
+SFT and RM are folders, such as models/sft and models/reward_model of `creawrite export hf`. verl serves RM itself and
+takes its raw score; a deduction per character ({per_character:g} in this run's own) is not among it.
 A judgement that is missing ends the step with an error; it is never a reward of 0. Several machines: RAY.md.
+Bring a result back: `python -m verl.model_merger merge --backend fsdp --local_dir .../actor --target_dir NEW`, then
+`creawrite import {run} NEW --as sft-judge`.
 """
 RAY = """# Several machines
 
@@ -224,19 +241,20 @@ def write_verl(
     include_data: bool = False,  # rows without a licence, too
 ) -> dict[str, int]:  # train and validation -> rows
     "Prompts, reward file, launch scripts and README for verl. Raises KitError, UsageError."
-    (splits, note), card = leaving_data(run, include_data), verl_judge(run)
+    leaving, card = leaving_data(run, include_data), verl_judge(run)
     export_folder(folder).mkdir(parents=True, exist_ok=True)
     counts = {}
     for split, name in PROMPT_FILES.items():
-        if not (rows := splits.get(split)): continue
+        if not (rows := leaving.splits.get(split)): continue
         records = [verl_record(row, name, index) for index, row in enumerate(rows)]
         pd.DataFrame(records).to_parquet(folder / f"{name}.parquet", index=False)
         counts[name] = len(records)
     write_json(folder / "judge.json", card)
-    write_text(folder / "reward.py", REWARD_FILE)
+    write_text(folder / "reward.py", reward_file())
     for reward in REWARD_OVERRIDES: write_text(folder / f"launch_{reward}.sh", launch_script(reward, "MODEL"))
     write_text(folder / "RAY.md", RAY)
-    rows = "came from the game of that run"
-    write_text(folder / "README.md", VERL_README.format(run=run, note=note, rows=rows))
-    check_clean(folder)
+    scorer = run_dir(run) / "reward_model" / "model" / "reward_model.json"
+    taken = read_json(scorer).get("per_character", 0) if scorer.is_file() else 0
+    write_text(folder / "README.md", VERL_README.format(run=run, note=leaving.note, per_character=taken))
+    finish_export(folder, leaving)
     return counts
