@@ -2083,6 +2083,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'creawrite/verl_export.py'),
                                        'creawrite.verl_export.shared_overrides': ( 'lib/verl_export.html#shared_overrides',
                                                                                    'creawrite/verl_export.py'),
+                                       'creawrite.verl_export.shell_word': ('lib/verl_export.html#shell_word', 'creawrite/verl_export.py'),
                                        'creawrite.verl_export.verl_judge': ('lib/verl_export.html#verl_judge', 'creawrite/verl_export.py'),
                                        'creawrite.verl_export.verl_record': ( 'lib/verl_export.html#verl_record',
                                                                               'creawrite/verl_export.py'),

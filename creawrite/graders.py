@@ -13,7 +13,7 @@ kit's own, ledger and all. A missing judgement is an error there as here, never 
 __all__ = ['JUDGE_FILE', 'ENVIRONMENT', 'PROJECT', 'ENVIRONMENT_README', 'GRADER', 'GRADER_README', 'judge_worth',
            'write_verifiers', 'write_openjudge']
 
-# %% ../nbs/lib/graders.ipynb #d9f6e980
+# %% ../nbs/lib/graders.ipynb #b07658c4
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ from .stats import percent
 from .task import TASK
 from .verl_export import PROMPT_FILES, verl_judge
 
-# %% ../nbs/lib/graders.ipynb #9bd47d66
+# %% ../nbs/lib/graders.ipynb #8e00388c
 JUDGE_FILE = '''"""Asks a creawrite judge: `creawrite serve RUN/judge` prints the three variables that this file needs.
 
 OPENAI_BASE_URL, OPENAI_API_KEY and CREAWRITE_MODEL come from the environment."""
@@ -55,7 +55,7 @@ async def judged(query, greeting):
     raise RuntimeError(f"no verdict in {TRIES} answers: a missing judgement is no grade; is {model} a creawrite judge?")
 '''
 
-# %% ../nbs/lib/graders.ipynb #611d0b96
+# %% ../nbs/lib/graders.ipynb #0baf359f
 ENVIRONMENT = '''"""Chinese greetings, rewarded by a creawrite judge: an environment for verifiers 0.4."""
 import json
 from collections.abc import Iterator
@@ -126,7 +126,7 @@ For verifiers 0.4. The rubric is one reward: what the judge of the run says, 1 f
 {worth}
 """
 
-# %% ../nbs/lib/graders.ipynb #b762c86a
+# %% ../nbs/lib/graders.ipynb #2513c7c1
 def judge_worth(
     card: dict,  # from `verl_judge`
 ) -> str:
@@ -134,8 +134,8 @@ def judge_worth(
     test = card["agreement"].get("test")
     told = "was measured on no test rows"
     if test: told = f"agreed with {percent(SimpleNamespace(**test))} % of {test['n']} labels that it had never seen"
-    return (f"The judge, {card['engine']}, {told}. What its {len(card['principles'])} principles leave out it does not "
-            "see, and length moves it.")
+    return (f"The judge, {card['engine']}, {told}.\nWhat its {len(card['principles'])} principles leave out it does "
+            "not see, and length moves it.")
 
 
 def write_verifiers(
@@ -157,7 +157,7 @@ def write_verifiers(
     finish_export(folder, leaving)
     return counts
 
-# %% ../nbs/lib/graders.ipynb #187a7231
+# %% ../nbs/lib/graders.ipynb #4819769b
 GRADER = '''"""A creawrite judge as a grader of OpenJudge 0.2.4: pointwise, 1.0 for Good and 0.0 for Bad."""
 import json
 from pathlib import Path

@@ -273,6 +273,7 @@ def test_old_reward_keys_are_refused(for_verl):
     script = (for_verl / "launch_judge.sh").read_text(encoding="utf-8")
     assert "actor_rollout_ref.actor.optim.lr=3e-07" in script and "data.train_batch_size=32" in script
     assert "kl_loss_coef=0.001" in script and "rollout.n=4" in script and "REWARD_MODEL" not in script
+    assert "trainer.total_epochs=5 " in script  # verl takes a range of it
     with pytest.raises(KitError, match="missing judgement into the reward 0; take naive"):
         check_overrides(["reward.reward_manager.name=rate_limited"])
     script = (for_verl / "launch_rm.sh").read_text(encoding="utf-8")
