@@ -51,7 +51,7 @@ def leaving_data(
 # %% ../nbs/lib/export_data.ipynb #9f081e44
 BINARY = (".safetensors", ".parquet")
 VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
-PLACE = re.compile(r"(?<![\w.:/<>~-])/(?:home|Users|root|mnt|tmp|var|opt|srv|data|scratch|workspace)/[\w.-]"
+PLACE = re.compile(r"(?<![\w./<>~-])/(?:home|Users|root|mnt|tmp|var|opt|srv|data|scratch|workspace)/[\w.-]"
                    r"|\b[A-Za-z]:\\+Users\\")
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from .core import KitError, read_json, write_text
 from .export_data import export_folder, finish_export, leaving_data
-from .policies import check_chat, check_model_folder, quiet
 from .settings import make_plan
 from .splits import PreferencePair, SFTRow
 from .task import TASK
@@ -198,9 +197,14 @@ def load_tuned(
     "What an engine has trained, its adapter merged. Raises KitError."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from creawrite.policies import check_chat, check_model_folder, local_folder, quiet
     quiet()
     adapter, start = folder / "adapter_config.json", str(folder)
-    if adapter.is_file(): start = base or read_json(adapter)["base_model_name_or_path"]
+    if adapter.is_file():
+        start = base or read_json(adapter)["base_model_name_or_path"]
+        if place := local_folder(start):
+            check_model_folder(place, f"the model under {folder.name} (--base)")
+            start = str(place)
     else: check_model_folder(folder, folder.name)
     try:
         model = AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32)

@@ -17,7 +17,7 @@ import pytest
 import torch
 import uvicorn
 import yaml
-from conftest import ENDPOINT, REPOSITORY, kit_command
+from conftest import ENDPOINT, REPOSITORY
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from pydantic import BaseModel
@@ -130,12 +130,23 @@ def test_addresses_and_greetings_are_no_paths(tmp_path):
     check_clean(tmp_path)
 
 
-def test_the_command_and_its_errors(smoke_run, tmp_path):
-    command = kit_command("export", "llamafactory", smoke_run, str(tmp_path / "lf"))
-    assert "creawrite_sft 132 rows" in command.communicate()[0] and command.returncode == 0
-    command = kit_command("export", "llamafactory", smoke_run, str(tmp_path / "lf"))
-    assert "not empty: name a new folder" in command.communicate()[0] and command.returncode == 2
+def test_the_commands_and_their_errors(smoke_run, tmp_path, creawrite):
+    code, told, _ = creawrite("export", "llamafactory", smoke_run, str(tmp_path / "lf"))
+    assert "creawrite_sft 132 rows" in told and code == 0
+    code, _, told = creawrite("export", "llamafactory", smoke_run, str(tmp_path / "lf"))
+    assert "not empty: name a new folder" in told and code == 2
+    code, told, _ = creawrite("export", "verifiers", smoke_run, str(tmp_path / "env"))
+    assert "train 132 rows" in told and code == 0
+    code, told, _ = creawrite("export", "openjudge", smoke_run, str(tmp_path / "grader"))
+    assert "a grader and a README" in told and code == 0
     with pytest.raises(UsageError, match="has no data yet"): write_llamafactory("no-such-run", tmp_path / "none")
+
+
+def test_the_licence_note_is_seen(a_run, tmp_path, creawrite):
+    write_json(a_run / "data/source.json", {"source": "released"})
+    assert "no rows (README.md says why)" in creawrite("export", "llamafactory", "a", str(tmp_path / "without"))[1]
+    told = creawrite("export", "llamafactory", "a", str(tmp_path / "with"), "--include-data")[1]
+    assert "132 rows" in told and "states no licence" in told
 
 
 def test_a_value_head_becomes_a_score(smoke_run, tmp_path):
@@ -318,8 +329,8 @@ def test_a_policy_of_the_run_is_replaced_only_when_told(a_run, tmp_path):
     before = (a_run / "sft/sft/policy.json").read_bytes()
     with pytest.raises(UsageError, match="was trained in this run: say --replace"):
         import_model("a", tmp_path / "saves/sft", "sft", str(a_run / "sft/base"))
-    with pytest.raises(KitError, match="name the model under an adapter with --base|cannot be loaded"):
-        import_model("a", tmp_path / "saves/sft", "sft", "no/such-model-here", replace=True)
+    with pytest.raises(KitError, match="the model under sft .--base. is no folder: give the folder of a whole model"):
+        import_model("a", tmp_path / "saves/sft", "sft", str(tmp_path / "gone"), replace=True)
     with pytest.raises(KitError, match="policy 'best' is unknown"): import_model("a", tmp_path / "saves/sft", "best")
     assert (a_run / "sft/sft/policy.json").read_bytes() == before
     for _ in range(2): import_model("a", tmp_path / "saves/sft", "sft", str(a_run / "sft/base"), replace=True)
