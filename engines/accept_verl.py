@@ -1,7 +1,8 @@
 """verl composes and validates the exported overrides, loads the parquet, and its reward worker scores a batch.
 
 python accept_verl.py EXPORT POLICY REWARD_MODEL ADDRESS; the judge's endpoint comes from the environment, ADDRESS
-(host:port) serves the reward model. Writes EXPORT/accepted.json."""
+(host:port) serves the reward model. EXPORT/texts.json holds texts for the first validation prompts. Writes
+EXPORT/accepted.json."""
 import json
 import os
 import subprocess
@@ -19,9 +20,6 @@ from verl.experimental.reward_loop import RewardLoopWorker
 from verl.utils.config import validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-TEXTS = ["妈妈，生日快乐，今天的碗我来洗。", "祝好"]
-
-
 def overrides(script) -> list[str]:
     "The words that a launch script hands to verl, as bash makes them."
     words = Path(script).read_text(encoding="utf-8").partition("exec python -m verl.trainer.main_ppo")[2]
@@ -35,20 +33,20 @@ def composed(script, *more):
         return compose("ppo_trainer", overrides=overrides(script) + list(more))
 
 
-def batch(tokenizer, rows) -> DataProto:
+def batch(tokenizer, rows, texts) -> DataProto:
     "A rollout of a text for each row, as verl hands it to its reward worker."
-    answers = [tokenizer(text + tokenizer.eos_token, add_special_tokens=False).input_ids for text in TEXTS]
+    answers = [tokenizer(text + tokenizer.eos_token, add_special_tokens=False).input_ids for text in texts]
     longest = max(map(len, answers))
     pad = [ids + [tokenizer.pad_token_id] * (longest - len(ids)) for ids in answers]
     seen = [[1] * len(ids) + [0] * (longest - len(ids)) for ids in answers]
     columns = {"data_source": "data_source", "reward_model": "reward_model", "extra_info": "extra_info",
                "raw_prompt": "prompt"}
-    others = {name: np.array([None] * len(TEXTS), dtype=object) for name in columns}
+    others = {name: np.array([None] * len(texts), dtype=object) for name in columns}
     for name, column in columns.items():
-        for number in range(len(TEXTS)):
+        for number in range(len(texts)):
             value = rows[column][number]
             others[name][number] = list(value) if name == "raw_prompt" else value
-    prompts = torch.zeros(len(TEXTS), 1, dtype=torch.long)
+    prompts = torch.zeros(len(texts), 1, dtype=torch.long)
     mask = torch.tensor([[1] + each for each in seen])
     return DataProto.from_dict({"prompts": prompts, "responses": torch.tensor(pad), "attention_mask": mask},
                                non_tensors=others)
@@ -70,8 +68,9 @@ def main(export, policy, reward_model, address):
     assert old.reward.reward_manager.name == "naive", "verl obeys the old keys again: allow them"
     tokenizer = AutoTokenizer.from_pretrained(policy)
     loaded = {name: len(RLHFDataset(f"{name}.parquet", tokenizer, judge.data)) for name in ("train", "validation")}
-    data = batch(tokenizer, pd.read_parquet("validation.parquet"))
-    accepted = {"rows": loaded, "texts": TEXTS, "judge": scored(judge, data), "rm": scored(scorer, data, address)}
+    texts = json.loads(Path("texts.json").read_text(encoding="utf-8"))
+    data = batch(tokenizer, pd.read_parquet("validation.parquet"), texts)
+    accepted = {"rows": loaded, "judge": scored(judge, data), "rm": scored(scorer, data, address)}
     key = os.environ.pop("OPENAI_API_KEY")
     try: accepted["unset"] = str(scored(judge, data))
     except RuntimeError as error: accepted["unset"] = str(error)

@@ -19,7 +19,7 @@ KIT = HERE.parent
 ENVIRONMENTS = KIT / ".engines"
 RUN = "engines"  # outputs/engines/, made from a smoke run and thrown away
 JUDGE_KEY = "key-of-this-test"
-sys.path[:0] = [str(KIT), str(KIT / "tests")]
+sys.path.insert(0, str(KIT))
 
 
 def told(*command, **options) -> str:
@@ -95,28 +95,48 @@ def same(name, theirs, ours, within=0.0):
     print(f"  {name}: {theirs}, as the kit", flush=True)
 
 
+def written(folder: Path) -> tuple[list[str], list[str]]:  # queries, texts
+    "Good and weak greetings of our sample for the first validation prompts, beside an export."
+    from creawrite.core import read_jsonl, write_json
+    from creawrite.splits import load_split
+    known = {row["query"]: row for row in read_jsonl(KIT / "data/sample/greetings.jsonl")}
+    queries = [row.query for row in load_split(RUN, "prompts_test")[:8]]
+    texts = [known[query]["weak" if number % 2 else "good"] for number, query in enumerate(queries)]
+    for name, value in (("queries", queries), ("texts", texts)): write_json(folder / f"{name}.json", value)
+    return queries, texts
+
+
+def creawrite(*words) -> str:
+    "A command of the kit, as a user types it."
+    return told(sys.executable, "-m", "creawrite.cli", *words, cwd=KIT, env=at_home(PYTHONPATH=str(KIT)))
+
+
 def check_llamafactory(folder: Path):
-    "Rows, two steps of SFT and RM, and both models back in the run."
-    from creawrite.core import run_dir
-    from creawrite.policies import generate, policy_dir, trained_policies
+    "Rows, two steps of SFT and RM, and both models back in the run, the policy up to Table 2."
+    import pandas as pd
+
+    from creawrite.core import read_json, run_dir
+    from creawrite.policies import generate, policy_dir
     from creawrite.rewards import RewardModel
     from creawrite.splits import load_split
-    from creawrite.take_in import import_model
     base = run_dir(RUN) / "sft/base"
     told(environment("train"), HERE / "accept_llamafactory.py", folder, base, env=at_home())
     accepted = json.loads((folder / "accepted.json").read_text("utf-8"))
     for name, split in (("sft", "sft"), ("rm", "pairs_train")):
         same(f"LLaMA-Factory, rows of {name}", [accepted["rows"][name]], [len(load_split(RUN, split))])
-    import_model(RUN, folder / "saves/sft", "sft-judge-77")
-    import_model(RUN, folder / "saves/rm", "reward_model", replace=True)
+    creawrite("import", RUN, folder / "saves/rm", "--as", "reward_model", "--replace")
     query = load_split(RUN, "pairs_test")[0].query
     scorer = RewardModel.load(run_dir(RUN) / "reward_model/model")
     ours = scorer.score([query] * len(accepted["texts"]), accepted["texts"])
-    level = lambda scores: [score - scores[0] for score in scores]  # the bias is dropped, and moves all alike
+    level = lambda scores: [round(score - scores[0], 4) for score in scores]  # the bias moves all alike
     same("LLaMA-Factory, reward model", level(accepted["scores"]), level(ours.tolist()), within=0.01)
-    assert "sft-judge-77" in trained_policies(RUN), trained_policies(RUN)
-    [texts] = generate(policy_dir(RUN, "sft-judge-77"), [query], max_new_tokens=16)
-    print(f"  the policy is back and writes {texts}", flush=True)
+    creawrite("import", RUN, folder / "saves/sft", "--as", "sft-judge", "--replace")
+    for stage in ("evaluate", "paper"): creawrite("run", "--run", RUN, "--only", stage)
+    [texts] = generate(policy_dir(RUN, "sft-judge"), [query], max_new_tokens=16)
+    rows = pd.read_csv(run_dir(RUN) / "paper/table2.csv").query("policy == 'sft-judge'")
+    if "imported" not in read_json(policy_dir(RUN, "sft-judge") / "policy.json") or rows.empty:
+        sys.exit("the policy that LLaMA-Factory trained does not stand in Table 2")
+    print(f"  the policy is back, writes {texts} and has {len(rows)} rows in Table 2", flush=True)
 
 
 def check_verl(folder: Path):
@@ -128,47 +148,42 @@ def check_verl(folder: Path):
     from creawrite.rewards import RewardModel
     from creawrite.splits import load_split
     scorer, policy = RewardModel.load(run_dir(RUN) / "reward_model/model"), run_dir(RUN) / "sft/sft"
+    queries, texts = written(folder)
     with served(app) as judge, served(classify_app(scorer)) as rewards:
         told(environment("train"), HERE / "accept_verl.py", folder, policy, run_dir(RUN) / "reward_model/model",
              rewards, env=at_home(OPENAI_BASE_URL=f"http://{judge}/v1", OPENAI_API_KEY=JUDGE_KEY, CREAWRITE_MODEL="m"))
     accepted = json.loads((folder / "accepted.json").read_text("utf-8"))
     for name, split in (("train", "prompts_train"), ("validation", "prompts_test")):
         same(f"verl, rows of {name}", [accepted["rows"][name]], [len(load_split(RUN, split))])
-    queries = [row.query for row in load_split(RUN, "prompts_test")[:len(accepted["texts"])]]
-    same("verl, Signal-1", accepted["rm"], scorer.score(queries, accepted["texts"]).tolist(), within=1e-4)
+    same("verl, Signal-1", accepted["rm"], scorer.score(queries, texts).tolist(), within=1e-4)
     judge = Judge(open_llm(RUN, "offline"), read_json(folder / "judge.json")["principles"])
-    same("verl, Signal-2", accepted["judge"], asyncio.run(judge.verdicts(queries, accepted["texts"])))
+    same("verl, Signal-2", accepted["judge"], asyncio.run(judge.verdicts(queries, texts)))
     assert "OPENAI_API_KEY is not set" in accepted["unset"], accepted["unset"]
 
 
 def check_grader(name: str, folder: Path):
     "verifiers or OpenJudge against a served judge."
-    from creawrite.core import run_dir
     from creawrite.judge import Judge
     from creawrite.llm import open_llm
     from creawrite.serve import judge_app
     from creawrite.splits import load_split
-    judge, query = Judge.load(RUN, open_llm(RUN, "offline")), load_split(RUN, "prompts_test")[0].query
-    python, out = environment(name), folder / "accepted.json"
+    judge, (queries, texts) = Judge.load(RUN, open_llm(RUN, "offline")), written(folder)
+    python = environment(name)
     if name == "verifiers":
         told(python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--force-reinstall", folder)
     with served(judge_app(judge, "m", JUDGE_KEY)) as address:
-        variables = at_home(OPENAI_BASE_URL=f"http://{address}/v1", OPENAI_API_KEY=JUDGE_KEY, CREAWRITE_MODEL="m")
-        if name == "verifiers": told(python, HERE / "accept_verifiers.py", out, env=variables)
-        else: told(python, HERE / "accept_openjudge.py", folder, query, env=variables)
-    accepted = json.loads(out.read_text("utf-8"))
-    texts = accepted["texts"]
-    same(f"{name}, scores", accepted["scores"], asyncio.run(judge.verdicts([query] * len(texts), texts)))
+        told(python, HERE / f"accept_{name}.py", folder,
+             env=at_home(OPENAI_BASE_URL=f"http://{address}/v1", OPENAI_API_KEY=JUDGE_KEY, CREAWRITE_MODEL="m"))
+    accepted = json.loads((folder / "accepted.json").read_text("utf-8"))
+    same(f"{name}, scores", accepted["scores"], asyncio.run(judge.verdicts(queries, texts)))
     assert "OPENAI_API_KEY is not set" in accepted["unset"], accepted["unset"]
     if name == "verifiers": same("verifiers, rows", [accepted["rows"]], [len(load_split(RUN, "prompts_test"))])
-    assert (run_dir(RUN) / "adversarial/judge.json").is_file()
 
 
 def prepare(source: str):
     "A copy of a finished smoke run, its exports new."
     outputs = KIT / "outputs"
-    told(sys.executable, "-m", "creawrite.cli", "run", "--profile", "smoke", "--run", source, cwd=KIT,
-         env=at_home(PYTHONPATH=str(KIT)))
+    creawrite("run", "--profile", "smoke", "--run", source)
     shutil.rmtree(outputs / RUN, ignore_errors=True)
     shutil.copytree(outputs / source, outputs / RUN)
 
