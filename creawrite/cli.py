@@ -14,8 +14,8 @@ __all__ = ['kit_app', 'data_app', 'ledger_app', 'export_app', 'study_app', 'Stud
            'passport_command', 'study_new_command', 'study_serve_command', 'study_report_command',
            'study_export_command', 'study_import_command', 'study_close_command', 'study_simulate_command',
            'audit_command', 'fetch_command', 'data_import_command', 'stats_command', 'export_command', 'import_command',
-           'say_exported', 'say_notice', 'llamafactory_command', 'verl_command', 'hub_command', 'verifiers_command',
-           'openjudge_command', 'import_model_command', 'check_command', 'error_told', 'main']
+           'check_command', 'say_exported', 'say_notice', 'llamafactory_command', 'verl_command', 'hub_command',
+           'verifiers_command', 'openjudge_command', 'import_model_command', 'error_told', 'main']
 
 # %% ../nbs/lib/cli.ipynb #963c7421
 import os, re, sys, webbrowser
@@ -440,6 +440,13 @@ def import_command(run: Run, file: LedgerFile):
     print(f"{import_ledger(run, file):,} new calls in the ledger of {run}")
 
 
+@ledger_app.command("check")
+def check_command(run: Run = "smoke"):
+    "Read every call: whether the file is whole, keys fit, and how calls ended."
+    from creawrite.ledger import check_ledger
+    print(", ".join(f"{count:,} {name}" for name, count in check_ledger(run).items()))
+
+# %% ../nbs/lib/cli.ipynb #9e82e24e
 NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")]
 WithData = Annotated[bool, typer.Option("--include-data", help="rows that have no licence, too")]
 
@@ -514,13 +521,6 @@ def import_model_command(
     try: keep_results(run, stage, f"{name} was imported from {folder.name}")
     except UsageError: pass  # the stage has not run, or nothing of it is stale
     print(f"{name} of run {run} is {folder.name} from now on; creawrite run --run {run} makes the tables anew")
-
-
-@ledger_app.command("check")
-def check_command(run: Run = "smoke"):
-    "Read every call: whether the file is whole, keys fit, and how calls ended."
-    from creawrite.ledger import check_ledger
-    print(", ".join(f"{count:,} {name}" for name, count in check_ledger(run).items()))
 
 # %% ../nbs/lib/cli.ipynb #8d6db018
 def error_told(
