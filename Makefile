@@ -1,4 +1,4 @@
-# make paper | test | docs | lab | bench | reference — each sets up .venv first, if that is not done yet.
+# make paper | test | docs | lab | bench | engines | reference — each sets up .venv first, if that is not done yet.
 # Variables: PYTHON (3.11 or newer), RUN and PROFILE (for paper and docs), TORCH_INDEX (a package index for torch alone).
 SHELL := /bin/bash
 HERE := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
@@ -13,7 +13,7 @@ WANTED := $(shell cat $(HERE)/pyproject.toml $(HERE)/constraints.txt | cksum) $(
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: paper test docs lab bench reference setup
+.PHONY: paper test docs lab bench engines reference setup
 .DEFAULT_GOAL := paper
 
 paper: setup
@@ -30,6 +30,10 @@ lab: setup
 
 bench: setup
 	@cd $(HERE) && for file in bench/bench_*.py; do $(PY) $$file || exit 1; done
+
+# Exports of a smoke run, given to the real engines (engines/README.md): 600 MB to 2 GB of environments under .engines/, once.
+engines: setup
+	@cd $(HERE) && $(PY) engines/check.py
 
 # Tables, figures and the record of a finished run, small enough to commit: numbers and our own texts, never rows of the data.
 reference:

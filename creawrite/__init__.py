@@ -22,6 +22,7 @@ Modules:
 - `creawrite.examination`: What an evaluator sees, what it does not, what moves it that should not.
 - `creawrite.examine`: Did a policy get better, or better at its reward? Asked of judges that did not train it.
 - `creawrite.examiners`: Who grades a policy that did not train it: named in settings.ini, asked alike.
+- `creawrite.export`: The run as input of the engines that people already use, and its judge where others use one.
 - `creawrite.export_data`: Before anything of a run goes into another program's hands: whose data it is, and that no key or path goes with it.
 - `creawrite.figures`: One style for every figure: readable in grey, Chinese rendered, same bytes for same data.
 - `creawrite.files`: Upstream's four formats, and a user's files: which part each plays, what was left out.
@@ -29,6 +30,7 @@ Modules:
 - `creawrite.flaws`: Twelve kinds of flaw, each with a rule that finds it and an operator that plants it.
 - `creawrite.forecast`: What a run will ask of an endpoint, told before the first call: from earlier runs, else from counts.
 - `creawrite.gguf`: What a model file says of itself: its name, its quantisation, and the digest that stands for it.
+- `creawrite.graders`: A run's judge as a verifiers environment and as an OpenJudge grader.
 - `creawrite.groups`: Share of groups without a gradient, told before training, and what would make it smaller.
 - `creawrite.grpo`: The same policies trained twice, by the reward model's score and by the judge's verdict: the paper's comparison.
 - `creawrite.hacking`: What a policy learned that its reward likes and its examiners do not, and from which step on.

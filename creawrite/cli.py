@@ -14,8 +14,8 @@ __all__ = ['kit_app', 'data_app', 'ledger_app', 'export_app', 'study_app', 'Stud
            'passport_command', 'study_new_command', 'study_serve_command', 'study_report_command',
            'study_export_command', 'study_import_command', 'study_close_command', 'study_simulate_command',
            'audit_command', 'fetch_command', 'data_import_command', 'stats_command', 'export_command', 'import_command',
-           'say_exported', 'llamafactory_command', 'verl_command', 'hub_command', 'import_model_command',
-           'check_command', 'error_told', 'main']
+           'check_command', 'say_exported', 'say_notice', 'llamafactory_command', 'verl_command', 'hub_command',
+           'verifiers_command', 'openjudge_command', 'import_model_command', 'error_told', 'main']
 
 # %% ../nbs/lib/cli.ipynb #963c7421
 import os, re, sys, webbrowser
@@ -440,6 +440,13 @@ def import_command(run: Run, file: LedgerFile):
     print(f"{import_ledger(run, file):,} new calls in the ledger of {run}")
 
 
+@ledger_app.command("check")
+def check_command(run: Run = "smoke"):
+    "Read every call: whether the file is whole, keys fit, and how calls ended."
+    from creawrite.ledger import check_ledger
+    print(", ".join(f"{count:,} {name}" for name, count in check_ledger(run).items()))
+
+# %% ../nbs/lib/cli.ipynb #9e82e24e
 NewFolder = Annotated[Path, typer.Argument(metavar="DIR", help="a new folder")]
 WithData = Annotated[bool, typer.Option("--include-data", help="rows that have no licence, too")]
 
@@ -451,6 +458,15 @@ def say_exported(
     "What an export holds."
     rows = ", ".join(f"{name} {n:,} rows" for name, n in counts.items()) or "no rows (README.md says why)"
     print(f"{rows}, settings and a README in {folder}")
+    say_notice(folder)
+
+
+def say_notice(
+    folder: Path,  # as exported
+):
+    "The licence note, where one lies in it."
+    from creawrite.export_data import NOTICE
+    if (folder / NOTICE).is_file(): print((folder / NOTICE).read_text(encoding="utf-8").partition("\n")[2].strip())
 
 
 @export_app.command("llamafactory")
@@ -474,6 +490,22 @@ def hub_command(run: Run, folder: NewFolder, include_data: WithData = False):
     counts = write_hub(run, folder, include_data)
     models = len(list(folder.glob("models/*")))
     print(f"{sum(counts.values()):,} rows and {models} models, each with a card, in {folder}")
+    say_notice(folder)
+
+
+@export_app.command("verifiers")
+def verifiers_command(run: Run, folder: NewFolder, include_data: WithData = False):
+    "Write a package for verifiers: prompts, and a reward that asks `creawrite serve RUN/judge`."
+    from creawrite.graders import write_verifiers
+    say_exported(write_verifiers(run, folder, include_data), folder)
+
+
+@export_app.command("openjudge")
+def openjudge_command(run: Run, folder: NewFolder):
+    "Write a grader for OpenJudge that asks `creawrite serve RUN/judge`; no row goes along."
+    from creawrite.graders import write_openjudge
+    write_openjudge(run, folder)
+    print(f"a grader and a README in {folder}")
 
 
 @kit_app.command("import")
@@ -489,13 +521,6 @@ def import_model_command(
     try: keep_results(run, stage, f"{name} was imported from {folder.name}")
     except UsageError: pass  # the stage has not run, or nothing of it is stale
     print(f"{name} of run {run} is {folder.name} from now on; creawrite run --run {run} makes the tables anew")
-
-
-@ledger_app.command("check")
-def check_command(run: Run = "smoke"):
-    "Read every call: whether the file is whole, keys fit, and how calls ended."
-    from creawrite.ledger import check_ledger
-    print(", ".join(f"{count:,} {name}" for name, count in check_ledger(run).items()))
 
 # %% ../nbs/lib/cli.ipynb #8d6db018
 def error_told(

@@ -10,16 +10,17 @@ interval. Departures: the paper hands out no model. Cost: the models are copied.
 
 # %% auto #0
 __all__ = ['DATASET_CARD', 'MODEL_CARD', 'METHODS', 'LIMITS', 'KEPT', 'OWN_FILES_OF_A_RUN', 'card_head', 'licence_of',
-           'audit_told', 'write_dataset', 'policy_numbers', 'model_card', 'model_folders', 'write_hub']
+           'audit_told', 'write_dataset', 'pair_numbers', 'policy_numbers', 'model_card', 'model_folders', 'copy_model',
+           'write_hub']
 
 # %% ../nbs/lib/hub.ipynb #5d4ebe00
-import json, shutil
+import json, os, shutil
 from pathlib import Path
 
 import numpy as np, pandas as pd
 
 from .core import read_json, run_dir, write_jsonl, write_text
-from .export_data import check_clean, export_folder, leaving_data
+from .export_data import export_folder, finish_export, leaving_data
 from .paper_tables import table_audit
 from .policies import policy_dir, trained_policies
 from .sentences import says_audit
@@ -76,7 +77,7 @@ def write_dataset(
     include_data: bool,  # rows without a licence, too
 ) -> dict[str, int]:  # split -> rows
     "Splits as JSON Lines with a card."
-    splits, note = leaving_data(run, include_data)
+    splits, note, _ = leaving_data(run, include_data)
     for name, rows in splits.items(): write_jsonl(folder / f"{name}.jsonl", rows)
     files = [{"config_name": name, "data_files": f"{name}.jsonl"} for name in splits]
     source = read_json(run_dir(run) / "data" / "source.json")["source"]
@@ -103,11 +104,23 @@ METHODS = {"base": "The base policy.", "sft": "Supervised fine-tuning on greetin
 LIMITS = "No person has rated its texts; a judge's share of good texts is that judge's word, and length moves it."
 
 
+def pair_numbers(
+    run: str,
+) -> str:
+    "Share of test pairs that the reward model ranks right, with its interval, on every slice."
+    path = run_dir(run) / "reward_model" / "accuracy.csv"
+    if not path.is_file(): return "Nothing: stage 06_reward_model has not run."
+    rows = pd.read_csv(path).query("evaluator == 'reward model' and n > 0")
+    cells = [f"{row.slice.replace('_', ' ')} {percent(row)} % (n = {row.n})" for row in rows.itertuples()]
+    return f"Test pairs ranked right: {', '.join(cells)}." if cells else "Nothing."
+
+
 def policy_numbers(
     run: str,
     name: str,  # of a policy
 ) -> str:
-    "Share judged good under each signal, with its interval and the judge's name."
+    "Share judged good under each signal, or pairs ranked right, with its interval and the judge's name."
+    if name == "reward_model": return pair_numbers(run)
     path, judge = run_dir(run) / "evaluate" / "excellence.csv", run_dir(run) / "adversarial" / "judge.json"
     if not path.is_file() or not judge.is_file(): return "Nothing: stage 08_evaluate has not run."
     rows = pd.read_csv(path).query("policy == @name and scene == 'all'")
@@ -125,7 +138,6 @@ def model_card(
     signal = "the reward model" if reward.startswith("rm") else "the judge"
     method = METHODS.get(name) or f"GRPO from {start} with {signal} as reward."
     numbers = policy_numbers(run, name)
-    if name == "reward_model": numbers = "See reward_model/accuracy.csv of the run."
     head = card_head(licence_of("released") | {"language": ["zh"], "library_name": "transformers"})
     return MODEL_CARD.format(head=head, name=name, run=run, method=method, note=note, numbers=numbers, limits=LIMITS,
                              audit=audit_told(run))
@@ -144,20 +156,31 @@ KEPT = (".safetensors", ".json", ".jinja", ".txt", ".model")  # of a model folde
 OWN_FILES_OF_A_RUN = ("policy.json", "reward_model.json")  # they name the run's own folders
 
 
+def copy_model(
+    source: Path,  # of the run
+    place: Path,  # new
+    link: bool,  # weights may be the same file on the disk
+):
+    "The files that transformers needs."
+    place.mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        if file.suffix not in KEPT or file.name in OWN_FILES_OF_A_RUN: continue
+        try: (os.link if link and file.suffix == ".safetensors" else shutil.copyfile)(file, place / file.name)
+        except OSError: shutil.copyfile(file, place / file.name)  # a disk without links
+
+
 def write_hub(
     run: str,
     folder: Path,  # new
     include_data: bool = False,  # rows without a licence, too
+    link: bool = False,  # weights may be the same file on the disk
 ) -> dict[str, int]:  # split -> rows
     "Data and models with cards. Raises KitError, UsageError."
-    note = leaving_data(run, True).note
+    leaving, note = leaving_data(run, include_data), leaving_data(run, True).note
     export_folder(folder)
     counts = write_dataset(run, folder / "dataset", include_data)
     for name, source in model_folders(run).items():
-        place = folder / "models" / name
-        place.mkdir(parents=True)
-        for file in sorted(source.iterdir()):
-            if file.suffix in KEPT and file.name not in OWN_FILES_OF_A_RUN: shutil.copyfile(file, place / file.name)
-        write_text(place / "README.md", model_card(run, name, note))
-    check_clean(folder)
+        copy_model(source, folder / "models" / name, link)
+        write_text(folder / "models" / name / "README.md", model_card(run, name, note))
+    finish_export(folder, leaving)
     return counts

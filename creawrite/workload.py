@@ -284,7 +284,7 @@ OFFLINE_CALLS = 1000  # per second, of the offline engine in outputs/reference/c
 # seconds to begin, and per 1,000 rows of all splits together, of what is neither training nor writing nor calls
 OTHER = {"data": (3, 0.3), "audit": (3, 1.2), "multi_agent": (4, 0.1), "adversarial": (4, 0.1), "sft": (8, 0.5),
          "reward_model": (8, 4), "grpo": (10, 0.5), "evaluate": (8, 1), "examine": (10, 1), "paper": (15, 0.5),
-         "laboratory": (15, 0)}
+         "export": (10, 0.2), "laboratory": (15, 0)}
 
 
 def work_seconds(

@@ -73,7 +73,7 @@ def test_no_pickle_among_the_artifacts(smoke_run):
     paths = [path for path in (OUTPUTS / smoke_run).rglob("*") if path.is_file() and not path.name.startswith(".")]
     assert {path.suffix for path in paths} <= {
         ".ipynb", ".jsonl", ".json", ".csv", ".md", ".tex", ".svg", ".png", ".html", ".safetensors", ".jinja",
-        ".sqlite", ".sqlite-wal", ".sqlite-shm"}
+        ".sqlite", ".sqlite-wal", ".sqlite-shm", ".parquet", ".yaml", ".toml", ".py", ".sh"}
 
 
 def test_executed_notebooks_are_whole_and_name_no_machine(smoke_run):
