@@ -31,7 +31,7 @@ lab: setup
 bench: setup
 	@cd $(HERE) && for file in bench/bench_*.py; do $(PY) $$file || exit 1; done
 
-# Exports of a smoke run, given to the real engines (engines/README.md): 600 MB to 2 GB of environments under .engines/, once.
+# Exports of a smoke run, given to the real engines (engines/README.md): 5 GB of environments under .engines/, once.
 engines: setup
 	@cd $(HERE) && $(PY) engines/check.py
 

@@ -1,6 +1,6 @@
 """LLaMA-Factory's own loaders and trainer on an export: row counts, two steps of SFT and RM, and the RM's scores.
 
-python accept_llamafactory.py EXPORT MODEL; writes EXPORT/saves/ and EXPORT/accepted.json."""
+python accept_llamafactory.py EXPORT MODEL [rows]; writes EXPORT/saves/ and EXPORT/accepted.json."""
 import json
 import os
 import sys
@@ -46,11 +46,24 @@ def scores(model) -> list[float]:
     return found
 
 
-def main(export, model):
+def dropped(model) -> int:
+    "Rows that go missing without a word when three have a role that LLaMA-Factory does not know."
+    path = Path("creawrite_rm.json")
+    kept = path.read_text(encoding="utf-8")
+    wrong = json.loads(kept)
+    for row in wrong[:3]: row["conversations"][0]["from"] = "user"
+    path.write_text(json.dumps(wrong, ensure_ascii=False), encoding="utf-8")
+    try: return len(wrong) - rows("rm_small.yaml", model)
+    finally: path.write_text(kept, encoding="utf-8")
+
+
+def main(export, model, only=""):
     os.chdir(export)
     counted = {name: rows(f"{name}_small.yaml", model) for name in ("sft", "rm")}
+    if only: return Path("accepted.json").write_text(json.dumps({"rows": counted}), encoding="utf-8")
+    silently = dropped(model)
     for name in ("sft", "rm"): run_exp(settings(f"{name}_small.yaml", model))
-    accepted = {"rows": counted, "texts": TEXTS, "scores": scores(model)}
+    accepted = {"rows": counted, "silently": silently, "texts": TEXTS, "scores": scores(model)}
     Path("accepted.json").write_text(json.dumps(accepted, ensure_ascii=False), encoding="utf-8")
 
 

@@ -8,9 +8,12 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,18 +38,19 @@ def environment(name) -> Path:  # python
     pins, place = HERE / f"{name}.txt", ENVIRONMENTS / name
     wanted, python = hashlib.sha256(pins.read_bytes()).hexdigest(), place / "bin/python"
     if (place / "ready").is_file() and (place / "ready").read_text() == wanted: return python
-    print(f"making the environment {name}", flush=True)
+    began = time.monotonic()
     shutil.rmtree(place, ignore_errors=True)
     told(sys.executable, "-m", "venv", place)
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     torch = [line for line in pins.read_text().splitlines() if line.startswith("torch==")]
     if torch: told(*pip, *torch)  # first and alone: else it may come with gigabytes of CUDA libraries
     if (HERE / f"{name}-bare.txt").is_file():  # without what they ask for: torchvision, torchaudio, vLLM, CUDA
-        told(*pip, "-r", pins)
+        told(*pip, "--no-deps", "-r", pins)
         told(*pip, "--no-deps", "-r", HERE / f"{name}-bare.txt")
         for library in place.glob("lib/*/site-packages/torchaudio/lib/*.so"): library.unlink()  # they want CUDA
     else: told(*pip, "-r", pins)
     (place / "ready").write_text(wanted)
+    print(f"the environment {name} was made in {time.monotonic() - began:.0f} s", flush=True)
     return python
 
 
@@ -72,20 +76,51 @@ def served(app):
     thread.join()
 
 
-def classify_app(scorer):
-    "A reward model behind the address that vLLM gives one: the raw score of a text, without an activation."
-    import torch
-    from starlette.applications import Starlette
-    from starlette.responses import JSONResponse
-    from starlette.routing import Route
+VLLM = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+SMALL = ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", "--max-num-seqs", "16"]
 
-    async def classify(request):
-        asked = await request.json()
-        assert asked["use_activation"] is False, asked
-        inputs = scorer.tokenizer(asked["input"], return_tensors="pt", add_special_tokens=False)
-        with torch.inference_mode(): score = float(scorer.model(**inputs).logits[0, 0])
-        return JSONResponse({"data": [{"probs": [score]}]})
-    return Starlette(routes=[Route("/classify", classify, methods=["POST"])])
+
+@contextmanager
+def vllm(words, key=""):
+    "vLLM's own server on a free port of 127.0.0.1, up; ended with the block."
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        port = place.getsockname()[1]
+    log = KIT / "outputs" / RUN / f"vllm-{port}.log"
+    command = [environment("vllm"), "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", port,
+               *words, *SMALL]
+    more = VLLM | ({"VLLM_API_KEY": key} if key else {})
+    with log.open("w") as file:
+        server = subprocess.Popen(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, env=at_home(**more))
+    asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models", headers={"Authorization": f"Bearer {key}"})
+    try:
+        while True:
+            if server.poll() is not None: sys.exit(f"vLLM ended\n{log.read_text()[-4000:]}")
+            try: urllib.request.urlopen(asked, timeout=5).close()
+            except OSError: time.sleep(0.5)
+            else: break
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        try: server.wait(20)
+        except subprocess.TimeoutExpired: server.kill()
+
+
+class ServedScorer:
+    "A reward model behind vLLM's /classify, with the face of `RewardModel`."
+
+    def __init__(self, address, model, tokenizer): self.address, self.model, self.tokenizer = address, model, tokenizer
+
+    def score(self, queries, responses):
+        import numpy as np
+
+        from creawrite.policies import policy_answer, policy_messages
+        texts = [self.tokenizer.apply_chat_template(policy_messages(query) + policy_answer(text), tokenize=False)
+                 for query, text in zip(queries, responses)]
+        body = json.dumps({"model": self.model, "input": texts}).encode()
+        asked = urllib.request.Request(f"http://{self.address}/classify", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked) as reply: rows = json.load(reply)["data"]
+        return np.array([row["probs"][0] for row in sorted(rows, key=lambda row: row["index"])])
 
 
 def same(name, theirs, ours, within=0.0):
@@ -122,8 +157,10 @@ def check_llamafactory(folder: Path):
     base = run_dir(RUN) / "sft/base"
     told(environment("train"), HERE / "accept_llamafactory.py", folder, base, env=at_home())
     accepted = json.loads((folder / "accepted.json").read_text("utf-8"))
+    assert accepted["silently"] == 3, "LLaMA-Factory no longer drops rows of a wrong role: check_llamafactory may rest"
     for name, split in (("sft", "sft"), ("rm", "pairs_train")):
         same(f"LLaMA-Factory, rows of {name}", [accepted["rows"][name]], [len(load_split(RUN, split))])
+    check_released(base)
     creawrite("import", RUN, folder / "saves/rm", "--as", "reward_model", "--replace")
     query = load_split(RUN, "pairs_test")[0].query
     scorer = RewardModel.load(run_dir(RUN) / "reward_model/model")
@@ -139,19 +176,45 @@ def check_llamafactory(folder: Path):
     print(f"  the policy is back, writes {texts} and has {len(rows)} rows in Table 2", flush=True)
 
 
+def check_released(base: Path):
+    "The row counts of the released data, where it lies beside the kit; nothing of it stays."
+    from creawrite.core import run_dir, write_json
+    from creawrite.data import released_splits
+    from creawrite.llamafactory import write_llamafactory
+    from creawrite.splits import write_splits
+    found = [place for place in (KIT / "data/released", KIT.parent / "shared/released") if (place / "sft").is_dir()]
+    if not found: return
+    name = f"{RUN}-released"
+    folder = run_dir(name) / "export"
+    try:
+        write_splits(name, released_splits(found[0]))
+        write_json(run_dir(name) / "data/source.json", {"source": "released"})
+        write_llamafactory(name, folder, include_data=True)
+        told(environment("train"), HERE / "accept_llamafactory.py", folder, base, "rows", env=at_home())
+        rows = json.loads((folder / "accepted.json").read_text("utf-8"))["rows"]
+        same("LLaMA-Factory, released rows of sft and rm", [rows["sft"], rows["rm"]], [4000, 6310])
+    finally: shutil.rmtree(run_dir(name))
+
+
 def check_verl(folder: Path):
-    "Overrides, parquet, and both rewards through verl's own worker."
+    "Overrides, parquet, and both rewards through verl's own worker; vLLM serves the reward model."
     from creawrite.core import read_json, run_dir
     from creawrite.judge import Judge
     from creawrite.llm import open_llm
     from creawrite.offline import app
-    from creawrite.rewards import RewardModel
+    from creawrite.rewards import RewardModel, RewardModelReward
     from creawrite.splits import load_split
-    scorer, policy = RewardModel.load(run_dir(RUN) / "reward_model/model"), run_dir(RUN) / "sft/sft"
-    queries, texts = written(folder)
-    with served(app) as judge, served(classify_app(scorer)) as rewards:
-        told(environment("train"), HERE / "accept_verl.py", folder, policy, run_dir(RUN) / "reward_model/model",
-             rewards, env=at_home(OPENAI_BASE_URL=f"http://{judge}/v1", OPENAI_API_KEY=JUDGE_KEY, CREAWRITE_MODEL="m"))
+    place, policy = run_dir(RUN) / "reward_model/model", run_dir(RUN) / "sft/sft"
+    loaded, (queries, texts) = RewardModel.load(place), written(folder)
+    scorer = RewardModel(loaded.model, loaded.tokenizer)  # the engines know nothing of a correction for length
+    raw = ["--model", place, "--served-model-name", place, "--runner", "pooling", "--pooler-config",
+           '{"use_activation": false}']
+    with served(app) as judge, vllm(raw) as rewards:
+        ours, theirs = (asyncio.run(RewardModelReward(each)(None, texts, queries))
+                        for each in (scorer, ServedScorer(rewards, str(place), scorer.tokenizer)))
+        same("vLLM, Signal-1", theirs, ours, within=1e-5)
+        told(environment("train"), HERE / "accept_verl.py", folder, policy, place, rewards,
+             env=at_home(OPENAI_BASE_URL=f"http://{judge}/v1", OPENAI_API_KEY=JUDGE_KEY, CREAWRITE_MODEL="m"))
     accepted = json.loads((folder / "accepted.json").read_text("utf-8"))
     for name, split in (("train", "prompts_train"), ("validation", "prompts_test")):
         same(f"verl, rows of {name}", [accepted["rows"][name]], [len(load_split(RUN, split))])
@@ -159,6 +222,36 @@ def check_verl(folder: Path):
     judge = Judge(open_llm(RUN, "offline"), read_json(folder / "judge.json")["principles"])
     same("verl, Signal-2", accepted["judge"], asyncio.run(judge.verdicts(queries, texts)))
     assert "OPENAI_API_KEY is not set" in accepted["unset"], accepted["unset"]
+
+
+def check_vllm(folder: Path):
+    "A policy behind vLLM: it writes what transformers write, and as a judge it gives Signal-2 through the kit's client."
+    from openai import OpenAI
+
+    from creawrite.judge import Judge
+    from creawrite.llm import open_llm
+    from creawrite.policies import generate, policy_dir
+    from creawrite.rewards import JudgeReward
+    from creawrite.serve import vllm_command
+    from creawrite.splits import load_split
+    from creawrite.task import TASK
+    queries, name = [row.query for row in load_split(RUN, "prompts_test")[:8]], f"{RUN}/sft"
+    words = vllm_command(RUN, "sft", 0)
+    model = words[words.index("--model") + 1]
+    schema = ["--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']
+    with vllm(["--model", model, "--served-model-name", name, *schema], JUDGE_KEY) as address:
+        client = OpenAI(base_url=f"http://{address}/v1", api_key=JUDGE_KEY)
+        theirs = [client.chat.completions.create(
+            model=name, messages=[{"role": "user", "content": TASK.prefix + query}], temperature=0,
+            max_tokens=24).choices[0].message.content.strip() for query in queries]
+        ours = [texts[0] for texts in generate(policy_dir(RUN, "sft"), queries, max_new_tokens=24, temperature=0)]
+        equal = sum(one == other for one, other in zip(theirs, ours))
+        if equal < len(ours) - 1: sys.exit(f"vLLM writes {theirs}, transformers {ours}")  # a tie may fall either way
+        os.environ.update(OPENAI_BASE_URL=f"http://{address}/v1", OPENAI_API_KEY=JUDGE_KEY, CREAWRITE_MODEL=name)
+        judge = Judge(open_llm(RUN, "endpoint", "live", stage="engines"), ["跑题，判 Bad"])
+        grades = asyncio.run(JudgeReward(judge)(None, ours, queries))
+    if set(grades) == {None} or not all(grade in (0, 1, None) for grade in grades): sys.exit(f"grades {grades}")
+    print(f"  vLLM, {equal} of {len(ours)} greedy texts as transformers; as a judge {grades}", flush=True)
 
 
 def check_grader(name: str, folder: Path):
@@ -188,22 +281,31 @@ def prepare(source: str):
     shutil.copytree(outputs / source, outputs / RUN)
 
 
+CHECKS = {"llamafactory": check_llamafactory, "verl": check_verl, "vllm": check_vllm,
+          "verifiers": lambda folder: check_grader("verifiers", folder),
+          "openjudge": lambda folder: check_grader("openjudge", folder)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("engines", nargs="*", default=["llamafactory", "verl", "verifiers", "openjudge"])
+    parser.add_argument("engines", nargs="*", default=list(CHECKS))
     parser.add_argument("--run", default="smoke", help="a smoke run to copy")
-    wanted = parser.parse_args()
+    wanted, began = parser.parse_args(), time.monotonic()
     os.chdir(KIT)
-    prepare(wanted.run)
+    needed = [name for name in ("train", "vllm", "verifiers", "openjudge")
+              if name in wanted.engines or name in ("train", "vllm") and {"verl", "llamafactory"} & set(wanted.engines)]
+    with ThreadPoolExecutor(1) as beside:  # packages are unpacked while the smoke run computes
+        made = [beside.submit(environment, name) for name in needed]
+        prepare(wanted.run)
+        for each in made: each.result()
+    print(f"a smoke run and {len(needed)} environments: {time.monotonic() - began:.0f} s", flush=True)
     for name in wanted.engines:
-        began = time.monotonic()
+        since = time.monotonic()
         print(name, flush=True)
-        folder = KIT / "outputs" / RUN / "export" / name
-        if name == "llamafactory": check_llamafactory(folder)
-        elif name == "verl": check_verl(folder)
-        else: check_grader(name, folder)
-        print(f"  accepted, {time.monotonic() - began:.0f} s", flush=True)
+        CHECKS[name](KIT / "outputs" / RUN / "export" / name)
+        print(f"  accepted, {time.monotonic() - since:.0f} s", flush=True)
     shutil.rmtree(KIT / "outputs" / RUN)
+    print(f"every engine accepts its export; {time.monotonic() - began:.0f} s in all", flush=True)
 
 
 if __name__ == "__main__": main()
