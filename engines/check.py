@@ -225,7 +225,7 @@ def check_verl(folder: Path):
 
 
 def check_vllm(folder: Path):
-    "A policy behind vLLM: it writes what transformers write, and as a judge it gives Signal-2 through the kit's client."
+    "A policy behind vLLM writes what transformers write; as a judge it gives Signal-2 through the kit's client."
     from openai import OpenAI
 
     from creawrite.judge import Judge
