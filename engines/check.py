@@ -15,6 +15,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,8 +36,9 @@ def told(*command, **options) -> str:
 
 def environment(name) -> Path:  # python
     "An engine's environment, made where it is not there or has other pins."
-    pins, place = HERE / f"{name}.txt", ENVIRONMENTS / name
-    wanted, python = hashlib.sha256(pins.read_bytes()).hexdigest(), place / "bin/python"
+    pins, bare, place = HERE / f"{name}.txt", HERE / f"{name}-bare.txt", ENVIRONMENTS / name
+    both = b"".join(file.read_bytes() for file in (pins, bare) if file.is_file())
+    wanted, python = hashlib.sha256(both).hexdigest(), place / "bin/python"
     if (place / "ready").is_file() and (place / "ready").read_text() == wanted: return python
     began = time.monotonic()
     shutil.rmtree(place, ignore_errors=True)
@@ -44,9 +46,9 @@ def environment(name) -> Path:  # python
     pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     torch = [line for line in pins.read_text().splitlines() if line.startswith("torch==")]
     if torch: told(*pip, *torch)  # first and alone: else it may come with gigabytes of CUDA libraries
-    if (HERE / f"{name}-bare.txt").is_file():  # without what they ask for: torchvision, torchaudio, vLLM, CUDA
+    if bare.is_file():  # without what they ask for: torchvision, torchaudio, vLLM, CUDA
         told(*pip, "--no-deps", "-r", pins)
-        told(*pip, "--no-deps", "-r", HERE / f"{name}-bare.txt")
+        told(*pip, "--no-deps", "-r", bare)
         for library in place.glob("lib/*/site-packages/torchaudio/lib/*.so"): library.unlink()  # they want CUDA
     else: told(*pip, "-r", pins)
     (place / "ready").write_text(wanted)
@@ -77,7 +79,7 @@ def served(app):
 
 
 VLLM = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-SMALL = ["--dtype", "float32", "--max-model-len", "1024", "--enforce-eager", "--max-num-seqs", "16"]
+SMALL = ["--dtype", "float32", "--max-model-len", "2048", "--enforce-eager", "--max-num-seqs", "16"]
 
 
 @contextmanager
@@ -94,8 +96,10 @@ def vllm(words, key=""):
         server = subprocess.Popen(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, env=at_home(**more))
     asked = urllib.request.Request(f"http://127.0.0.1:{port}/v1/models", headers={"Authorization": f"Bearer {key}"})
     try:
+        began = time.monotonic()
         while True:
-            if server.poll() is not None: sys.exit(f"vLLM ended\n{log.read_text()[-4000:]}")
+            late = time.monotonic() - began > 300
+            if late or server.poll() is not None: sys.exit(f"vLLM does not serve\n{log.read_text()[-4000:]}")
             try: urllib.request.urlopen(asked, timeout=5).close()
             except OSError: time.sleep(0.5)
             else: break
@@ -281,19 +285,19 @@ def prepare(source: str):
     shutil.copytree(outputs / source, outputs / RUN)
 
 
-CHECKS = {"llamafactory": check_llamafactory, "verl": check_verl, "vllm": check_vllm,
-          "verifiers": lambda folder: check_grader("verifiers", folder),
-          "openjudge": lambda folder: check_grader("openjudge", folder)}
+CHECKS = {  # engine -> what it must pass, the environments for that
+    "llamafactory": (check_llamafactory, ["train"]), "verl": (check_verl, ["train", "vllm"]),
+    "vllm": (check_vllm, ["vllm"]), "verifiers": (partial(check_grader, "verifiers"), ["verifiers"]),
+    "openjudge": (partial(check_grader, "openjudge"), ["openjudge"])}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("engines", nargs="*", default=list(CHECKS))
+    parser.add_argument("engines", nargs="*", default=list(CHECKS), metavar=" | ".join(CHECKS))
     parser.add_argument("--run", default=f"{RUN}-smoke", help="a smoke run of two-headed models, made if missing")
     wanted, began = parser.parse_args(), time.monotonic()
     os.chdir(KIT)
-    needed = [name for name in ("train", "vllm", "verifiers", "openjudge")
-              if name in wanted.engines or name in ("train", "vllm") and {"verl", "llamafactory"} & set(wanted.engines)]
+    needed = list(dict.fromkeys(place for name in wanted.engines for place in CHECKS[name][1]))
     with ThreadPoolExecutor(1) as beside:  # packages are unpacked while the smoke run computes
         made = [beside.submit(environment, name) for name in needed]
         prepare(wanted.run)
@@ -302,7 +306,7 @@ def main():
     for name in wanted.engines:
         since = time.monotonic()
         print(name, flush=True)
-        CHECKS[name](KIT / "outputs" / RUN / "export" / name)
+        CHECKS[name][0](KIT / "outputs" / RUN / "export" / name)
         print(f"  accepted, {time.monotonic() - since:.0f} s", flush=True)
     shutil.rmtree(KIT / "outputs" / RUN)
     print(f"every engine accepts its export; {time.monotonic() - began:.0f} s in all", flush=True)
