@@ -21,9 +21,9 @@ def settings(name, model) -> dict:
     return yaml.safe_load(Path(name).read_text(encoding="utf-8")) | {"model_name_or_path": model}
 
 
-def rows(name, model) -> int:
+def rows(name, model, **changes) -> int:
     "Rows that LLaMA-Factory reads."
-    model_args, data_args, training_args, tuning_args, _ = get_train_args(settings(name, model))
+    model_args, data_args, training_args, tuning_args, _ = get_train_args(settings(name, model) | changes)
     loaded = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(loaded["tokenizer"], data_args)
     return len(get_dataset(template, model_args, data_args, training_args, stage=tuning_args.stage,
@@ -60,6 +60,7 @@ def dropped(model) -> int:
 def main(export, model, only=""):
     os.chdir(export)
     counted = {name: rows(f"{name}_small.yaml", model) for name in ("sft", "rm")}
+    counted["rm_test"] = rows("rm_small.yaml", model, dataset="creawrite_rm_test")
     if only: return Path("accepted.json").write_text(json.dumps({"rows": counted}), encoding="utf-8")
     silently = dropped(model)
     for name in ("sft", "rm"): run_exp(settings(f"{name}_small.yaml", model))

@@ -162,7 +162,7 @@ def check_llamafactory(folder: Path):
     told(environment("train"), HERE / "accept_llamafactory.py", folder, base, env=at_home())
     accepted = json.loads((folder / "accepted.json").read_text("utf-8"))
     assert accepted["silently"] == 3, "LLaMA-Factory no longer drops rows of a wrong role: check_llamafactory may rest"
-    for name, split in (("sft", "sft"), ("rm", "pairs_train")):
+    for name, split in (("sft", "sft"), ("rm", "pairs_train"), ("rm_test", "pairs_test")):
         same(f"LLaMA-Factory, rows of {name}", [accepted["rows"][name]], [len(load_split(RUN, split))])
     check_released(base)
     creawrite("import", RUN, folder / "saves/rm", "--as", "reward_model", "--replace")
@@ -196,7 +196,7 @@ def check_released(base: Path):
         write_llamafactory(name, folder, include_data=True)
         told(environment("train"), HERE / "accept_llamafactory.py", folder, base, "rows", env=at_home())
         rows = json.loads((folder / "accepted.json").read_text("utf-8"))["rows"]
-        same("LLaMA-Factory, released rows of sft and rm", [rows["sft"], rows["rm"]], [4000, 6310])
+        same("LLaMA-Factory, released rows", [rows[name] for name in ("sft", "rm", "rm_test")], [4000, 6310, 1586])
     finally: shutil.rmtree(run_dir(name))
 
 
